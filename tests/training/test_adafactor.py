@@ -16,7 +16,7 @@ from unclip_jax.training.optimizer import OptimConfig, make_optimizer
 NAMES = (None, None, "conv_in", "conv_out")
 
 
-def boxed():
+def boxed_params():
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 128, 256))
     box = nn.LogicallyPartitioned(kernel, NAMES)
     return {"conv": {"kernel": box, "bias": nn.LogicallyPartitioned(jnp.zeros(256), ("conv_out",))}}
@@ -24,7 +24,7 @@ def boxed():
 
 @pytest.mark.parametrize("rules", ["fsdp", "fsdp_tp"])
 def test_moments_are_split_like_the_axes_that_they_keep(rules):
-    state = adafactor(1e-4, scale=True).init(boxed())
+    state = adafactor(1e-4, scale=True).init(boxed_params())
     factored = next(
         part
         for part in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, optax.FactoredState))
@@ -38,13 +38,13 @@ def test_moments_are_split_like_the_axes_that_they_keep(rules):
         devices=jax.devices()[: 8 if rules == "fsdp_tp" else 4],
     )
     placed = place.shardings(state, mesh, rules=rules)
-    whole = place.shardings(boxed(), mesh, rules=rules)["conv"]["kernel"].spec
+    whole = place.shardings(boxed_params(), mesh, rules=rules)["conv"]["kernel"].spec
     specs = {str(x.spec) for x in jax.tree.leaves(placed)}
     assert any(axis in " ".join(specs) for axis in whole if axis)
 
 
 def test_a_step_is_optaxs():
-    params = place.unbox(boxed())
+    params = place.unbox(boxed_params())
     grads = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size)).reshape(x.shape), params)
     ours, theirs = adafactor(1e-2, scale=True), optax.adafactor(1e-2)
     updates = [tx.update(grads, tx.init(params), params)[0] for tx in (ours, theirs)]

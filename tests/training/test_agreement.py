@@ -18,8 +18,8 @@ LIKE = {"mesh": MeshConfig(data=2, fsdp=4), "rules": "fsdp", "log_every": 1}
 
 
 def test_with_one_process_everything_returns_at_once():
-    agreed = ConsensusStop(make_mesh(MeshConfig()))
-    assert [agreed(None), agreed(15), agreed(None)] == [None, 15, None]
+    stop = ConsensusStop(make_mesh(MeshConfig()))
+    assert [stop(None), stop(15), stop(None)] == [None, 15, None]
     assert gather({"a": 1}) == [{"a": 1}]
     check_same({"a": 1})
 
@@ -32,11 +32,11 @@ def test_processes_train_as_one_stop_together_and_one_process_goes_on(
     running = processes.start_together(command, count=count, devices=8 // count)
     for index in range(count):
         processes.appears(tmp_path / f"half_{index}", running)
-    running[-1].send_signal(signal.SIGTERM)  # one is told, all obey
+    running[-1].send_signal(signal.SIGTERM)  # one gets the signal, all stop
     (tmp_path / "go").touch()
-    ended = processes.outcome(running)
-    assert [status for status, _, _ in ended] == [143] * count, ended
-    assert "error" not in ended[0][2].lower(), ended[0][2]
+    outcomes = processes.outcome(running)
+    assert [status for status, _, _ in outcomes] == [143] * count, outcomes
+    assert "error" not in outcomes[0][2].lower(), outcomes[0][2]
 
     for index in range(count):
         result = json.loads((tmp_path / f"process_{index}.json").read_text())

@@ -217,11 +217,11 @@ def test_files_are_copied_every_minute(url, monkeypatch):
     """And again if the copy before failed."""
     assert bucket_workdir.PERIOD == 60.0
     monkeypatch.setattr(bucket_workdir, "PERIOD", 0.05)
-    failed, upload = [], Url.upload
+    failures, upload = [], Url.upload
 
     def flaky(place, path):
-        if not failed:
-            failed.append(path)
+        if not failures:
+            failures.append(path)
             raise UserError("the store does not answer")
         upload(place, path)
 
@@ -231,7 +231,7 @@ def test_files_are_copied_every_minute(url, monkeypatch):
         end = time.monotonic() + 20
         while "a" not in url.names() and time.monotonic() < end:
             time.sleep(0.02)
-        assert (url / "a").read_bytes() == b"1" and failed
+        assert (url / "a").read_bytes() == b"1" and failures
 
 
 def test_a_store_without_checkpoints_is_rejected():

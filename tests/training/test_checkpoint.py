@@ -27,9 +27,9 @@ from unclip_jax.training.train_program import TrainProgram, make_train_program
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch) -> list[float]:
     """Seconds for which the storage was waited for; none pass."""
-    asked: list[float] = []
-    monkeypatch.setattr(checkpoint, "time", types.SimpleNamespace(sleep=asked.append))
-    return asked
+    durations: list[float] = []
+    monkeypatch.setattr(checkpoint, "time", types.SimpleNamespace(sleep=durations.append))
+    return durations
 
 
 def program(count: int = 8, *, fsdp: int = 1, tensor: int = 1, name: str = "muon") -> TrainProgram:
@@ -48,7 +48,7 @@ def program(count: int = 8, *, fsdp: int = 1, tensor: int = 1, name: str = "muon
 PROGRAM = program()
 
 
-def trained(program: TrainProgram, steps: int):
+def train(program: TrainProgram, steps: int):
     """States after 1, 2, ... steps; each is donated when the next is asked for."""
     state = program.create(jax.random.key(0))
     for index in range(steps):
@@ -62,21 +62,21 @@ def bits(tree) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> tuple[pathlib.Path, dict[int, dict[str, bytes]]]:
+def saved_run(tmp_path_factory) -> tuple[pathlib.Path, dict[int, dict[str, bytes]]]:
     """A workdir with checkpoints after steps 1, 2 and 3, and the bits of those states."""
     workdir = tmp_path_factory.mktemp("run")
     expected = {}
     with Checkpoints(workdir, keep=3) as checkpoints:
-        for step, state in trained(PROGRAM, 3):
+        for step, state in train(PROGRAM, 3):
             checkpoints.save(step, state, position={"position": step})
             expected[step] = bits(state)
     return workdir, expected
 
 
 @pytest.fixture
-def copied(saved, tmp_path: pathlib.Path) -> tuple[pathlib.Path, dict]:
-    shutil.copytree(saved[0], tmp_path / "run")
-    return tmp_path / "run", saved[1]
+def run_copy(saved_run, tmp_path: pathlib.Path) -> tuple[pathlib.Path, dict]:
+    shutil.copytree(saved_run[0], tmp_path / "run")
+    return tmp_path / "run", saved_run[1]
 
 
 def restore(workdir: pathlib.Path, program: TrainProgram = PROGRAM):
@@ -84,9 +84,9 @@ def restore(workdir: pathlib.Path, program: TrainProgram = PROGRAM):
         return checkpoints.restore(program.abstract)
 
 
-def test_newest_checkpoint_is_restored_bit_for_bit(saved):
-    restored = restore(saved[0])
-    assert bits(restored.state) == saved[1][3] and restored.position == {"position": 3}
+def test_newest_checkpoint_is_restored_bit_for_bit(saved_run):
+    restored = restore(saved_run[0])
+    assert bits(restored.state) == saved_run[1][3] and restored.position == {"position": 3}
     assert jax.tree.structure(restored.state) == jax.tree.structure(PROGRAM.abstract)
 
 
@@ -96,7 +96,7 @@ def test_an_empty_folder_restores_nothing(tmp_path: pathlib.Path):
 
 def test_only_the_newest_are_kept(tmp_path: pathlib.Path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
-        for step, state in trained(PROGRAM, 4):
+        for step, state in train(PROGRAM, 4):
             checkpoints.save(step, state, position=step)
             checkpoints.save(step, state, position="ignored: it is there already")
     with Checkpoints(tmp_path, keep=2) as checkpoints:
@@ -107,7 +107,7 @@ def test_only_the_newest_are_kept(tmp_path: pathlib.Path):
 def test_a_state_may_be_donated_while_it_is_written(tmp_path: pathlib.Path):
     expected = {}
     with Checkpoints(tmp_path, keep=10) as checkpoints:
-        for step, state in trained(PROGRAM, 6):  # the generator donates at once
+        for step, state in train(PROGRAM, 6):  # the generator donates at once
             expected[step] = bits(state)
             checkpoints.save(step, state, position=step)
     for step in reversed(expected):
@@ -120,22 +120,22 @@ def test_a_state_may_be_donated_while_it_is_written(tmp_path: pathlib.Path):
     "other",
     [{"count": 8, "fsdp": 8}, {"count": 4, "fsdp": 2}, {"count": 1}, {"fsdp": 2, "tensor": 2}],
 )
-def test_other_devices_and_other_rules_get_the_same_bits(saved, other: dict):
+def test_other_devices_and_other_rules_get_the_same_bits(saved_run, other: dict):
     there = program(**other)
-    restored = restore(saved[0], there)
-    assert bits(restored.state) == saved[1][3]
+    restored = restore(saved_run[0], there)
+    assert bits(restored.state) == saved_run[1][3]
     places = jax.tree.map(lambda x: x.sharding, restored.state)
     assert jax.tree.all(jax.tree.map(lambda a, b: a == b, places, there.shardings))
 
 
-def test_from_8_to_4_to_1_device(saved, tmp_path: pathlib.Path):
-    first = restore(saved[0], program(8, fsdp=8)).state
+def test_from_8_to_4_to_1_device(saved_run, tmp_path: pathlib.Path):
+    first = restore(saved_run[0], program(8, fsdp=8)).state
     with Checkpoints(tmp_path / "a", keep=1) as checkpoints:
         checkpoints.save(3, first, position=0)
     second = restore(tmp_path / "a", program(4, fsdp=4)).state
     with Checkpoints(tmp_path / "b", keep=1) as checkpoints:
         checkpoints.save(3, second, position=0)
-    assert bits(restore(tmp_path / "b", program(1)).state) == saved[1][3]
+    assert bits(restore(tmp_path / "b", program(1)).state) == saved_run[1][3]
 
 
 def arrays(folder: pathlib.Path) -> pathlib.Path:
@@ -194,9 +194,9 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_skipped_and_set_aside(
-    copied, damage: str, caplog: pytest.LogCaptureFixture
+    run_copy, damage: str, caplog: pytest.LogCaptureFixture
 ):
-    workdir, expected = copied
+    workdir, expected = run_copy
     DAMAGES[damage](workdir / "checkpoints" / "3")
     with caplog.at_level(logging.WARNING, logger="unclip_jax"):
         restored = restore(workdir)
@@ -204,21 +204,21 @@ def test_a_damaged_checkpoint_is_skipped_and_set_aside(
     assert "checkpoint 3 is damaged" in caplog.text
     assert [path.name for path in (workdir / "damaged").iterdir()] == ["3-0"]
     with Checkpoints(workdir, keep=3) as checkpoints:  # its place is free again
-        for step, state in trained(PROGRAM, 3):
+        for step, state in train(PROGRAM, 3):
             checkpoints.save(step, state, position={"position": step})
     assert bits(restore(workdir).state) == expected[3]
 
 
-def test_a_checkpoint_under_another_step_is_damaged(copied, caplog: pytest.LogCaptureFixture):
-    workdir, expected = copied
+def test_a_checkpoint_under_another_step_is_damaged(run_copy, caplog: pytest.LogCaptureFixture):
+    workdir, expected = run_copy
     (workdir / "checkpoints" / "3").rename(workdir / "checkpoints" / "7")
     restored = restore(workdir)
     assert bits(restored.state) == expected[2] and restored.position == {"position": 2}
     assert "checkpoint 7 is damaged (it was saved as the checkpoint of step 3)" in caplog.text
 
 
-def test_a_checkpoint_of_version_0_1_0_has_no_digests(copied):
-    workdir, expected = copied
+def test_a_checkpoint_of_version_0_1_0_has_no_digests(run_copy):
+    workdir, expected = run_copy
     path = workdir / "checkpoints" / "3" / "meta" / "metadata"
     meta = json.loads(path.read_text())
     path.write_text(json.dumps({name: meta[name] for name in ("checksum", "tree")}))
@@ -246,16 +246,16 @@ def test_every_flipped_bit_is_detected(tmp_path, caplog: pytest.LogCaptureFixtur
     )  # Orbax noticed nothing
 
 
-def test_two_damaged_checkpoints_are_skipped_and_set_aside(copied):
-    workdir, expected = copied
+def test_two_damaged_checkpoints_are_skipped_and_set_aside(run_copy):
+    workdir, expected = run_copy
     for step in ("2", "3"):
         flip(index(workdir / "checkpoints" / step))
     assert bits(restore(workdir).state) == expected[1]
     assert sorted(path.name for path in (workdir / "damaged").iterdir()) == ["2-0", "3-0"]
 
 
-def test_if_all_are_damaged_the_run_stops_and_moves_nothing(copied):
-    workdir, _ = copied
+def test_if_all_are_damaged_the_run_stops_and_moves_nothing(run_copy):
+    workdir, _ = run_copy
     for step in ("1", "2", "3"):
         flip(index(workdir / "checkpoints" / step))
     with pytest.raises(UserError, match=r"none of the checkpoints \[3, 2, 1\] .* can be read"):
@@ -263,8 +263,8 @@ def test_if_all_are_damaged_the_run_stops_and_moves_nothing(copied):
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2", "3"]
 
 
-def test_remains_of_a_killed_save_are_not_a_checkpoint(copied):
-    workdir, expected = copied
+def test_remains_of_a_killed_save_are_not_a_checkpoint(run_copy):
+    workdir, expected = run_copy
     folder = workdir / "checkpoints"
     shutil.copytree(folder / "3", folder / "4.orbax-checkpoint-tmp-7")
     restored = restore(workdir)
@@ -272,15 +272,15 @@ def test_remains_of_a_killed_save_are_not_a_checkpoint(copied):
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "3"]
 
 
-def test_checkpoints_of_another_model_are_rejected_and_not_moved(copied):
-    workdir, _ = copied
+def test_checkpoints_of_another_model_are_rejected_and_not_moved(run_copy):
+    workdir, _ = run_copy
     with pytest.raises(UserError, match=r"/3 belongs to another model: its opt_state/.* is absent"):
         restore(workdir, program(name="adamw"))
     assert not (workdir / "damaged").exists()
 
 
-def test_a_full_disk_is_one_line_and_existing_checkpoints_are_untouched(copied, monkeypatch):
-    workdir, expected = copied
+def test_a_full_disk_is_one_line_and_existing_checkpoints_are_untouched(run_copy, monkeypatch):
+    workdir, expected = run_copy
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 100))
     with Checkpoints(workdir, keep=1) as checkpoints:
         state = checkpoints.restore(PROGRAM.abstract).state
@@ -303,11 +303,11 @@ def save_with_little_space(workdir: pathlib.Path) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_disk_that_fills_while_writing_destroys_nothing(copied):
-    workdir, expected = copied
-    with pytest.raises(UserError, match=r"cannot write checkpoints in .*; free space") as caught:
+def test_a_disk_that_fills_while_writing_destroys_nothing(run_copy):
+    workdir, expected = run_copy
+    with pytest.raises(UserError, match=r"cannot write checkpoints in .*; free space") as error:
         save_with_little_space(workdir)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
     assert bits(restore(workdir).state) == expected[3]
     with Checkpoints(workdir, keep=3) as checkpoints:
         assert checkpoints.steps == [1, 2, 3]
@@ -315,7 +315,7 @@ def test_a_disk_that_fills_while_writing_destroys_nothing(copied):
 
 @contextlib.contextmanager
 def small_files(lifted_by=None):
-    """No file may grow beyond 1000 bytes, until the end or until `lifted_by` is told to sleep."""
+    """No file may grow beyond 1000 bytes, until the end or until `lifted_by` sleeps."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def lift(seconds=0.0):
@@ -330,8 +330,8 @@ def small_files(lifted_by=None):
         lift()
 
 
-def test_saves_are_retried_while_the_disk_is_full(copied, monkeypatch, caplog, pauses):
-    workdir, expected = copied
+def test_saves_are_retried_while_the_disk_is_full(run_copy, monkeypatch, caplog, pauses):
+    workdir, expected = run_copy
     real, answers = shutil.disk_usage, [9, 9]
 
     def usage(path):
@@ -347,8 +347,8 @@ def test_saves_are_retried_while_the_disk_is_full(copied, monkeypatch, caplog, p
     assert bits(restored.state) == expected[3] and restored.position == 0
 
 
-def test_next_save_replaces_one_that_failed_in_the_background(copied, caplog):
-    workdir, expected = copied
+def test_next_save_replaces_one_that_failed_in_the_background(run_copy, caplog):
+    workdir, expected = run_copy
     with Checkpoints(workdir, keep=9) as checkpoints:
         state = checkpoints.restore(PROGRAM.abstract).state
         with small_files():
@@ -370,16 +370,16 @@ def save_in_vain(workdir: pathlib.Path) -> None:
             checkpoints.save(step, state, position=0)
 
 
-def test_repeated_background_failures_end_the_run(copied, caplog):
-    workdir, expected = copied
+def test_repeated_background_failures_end_the_run(run_copy, caplog):
+    workdir, expected = run_copy
     with pytest.raises(UserError, match="cannot write checkpoints in .*; free space"):
         save_in_vain(workdir)
     assert caplog.text.count("Trying again with this step's") == checkpoint.TRIES - 1
     assert bits(restore(workdir).state) == expected[3]
 
 
-def test_immediate_saves_are_retried(copied, monkeypatch):
-    workdir, expected = copied
+def test_immediate_saves_are_retried(run_copy, monkeypatch):
+    workdir, expected = run_copy
     with Checkpoints(workdir, keep=9) as checkpoints:
         state = checkpoints.restore(PROGRAM.abstract).state
         with small_files(lifted_by=monkeypatch):

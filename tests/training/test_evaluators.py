@@ -84,7 +84,7 @@ def test_validation_repeats_exactly_and_each_batch_has_its_own_key():
 
 
 def test_the_key_of_a_batch_is_that_of_its_place():
-    """So that its noise can be drawn again, whatever precedes it and however many there are."""
+    """So that its noise can be reproduced, whatever the batches before it and their number."""
 
     def evaluate(params, batch, key):
         return {"draw": jax.random.normal(key), "first": batch["x"][0, 0]}
@@ -144,10 +144,10 @@ def samples(tmp_path, *, count: int, labels=None, data=None, stage=STAGE) -> Sam
 
 
 def test_a_grid_shows_what_the_preview_draws(tmp_path):
-    seen = []
+    batches = []
 
     def labels(batch):
-        seen.append(batch["x"])
+        batches.append(batch["x"])
         assert list(batch["caption"]) == ["0"] * 16 + ["1"] * 8
         return [f"level {value:.2f}" for value in batch["x"][:, 0]]
 
@@ -166,7 +166,7 @@ def test_a_grid_shows_what_the_preview_draws(tmp_path):
     expected = np.round((np.clip(levels, -1, 1) + 1) * 127.5)
     grays = {pixel[0] for _, pixel in first.convert("RGB").getcolors(1 << 20) if len({*pixel}) == 1}
     assert {int(level) for level in expected} <= grays
-    np.testing.assert_array_equal(seen[0][:16], toy.batch_at(100)["x"])
+    np.testing.assert_array_equal(batches[0][:16], toy.batch_at(100)["x"])
 
 
 def test_a_grid_shows_samples_of_the_averaged_parameters(tmp_path):
@@ -185,21 +185,21 @@ def test_a_grid_shows_samples_of_the_averaged_parameters(tmp_path):
     assert averaged >= 4 * 6 * 6 > raw  # labels have some of every grey
 
 
-def drawn(monkeypatch) -> list[tuple[np.ndarray, list[str]]]:
+def record_grids(monkeypatch) -> list[tuple[np.ndarray, list[str]]]:
     """Returns a list that gets the images and labels of every grid."""
     grids = []
     grid = evaluators.labelled_grid
 
-    def noted(images, *, labels):
+    def record(images, *, labels):
         grids.append((np.asarray(images), list(labels)))
         return grid(images, labels=labels)
 
-    monkeypatch.setattr(evaluators, "labelled_grid", noted)
+    monkeypatch.setattr(evaluators, "labelled_grid", record)
     return grids
 
 
 def test_images_keep_the_order_of_the_examples_and_their_names(tmp_path, monkeypatch):
-    grids = drawn(monkeypatch)
+    grids = record_grids(monkeypatch)
     samples(tmp_path, count=19)(moment())
     labelled = samples(
         tmp_path, count=19, labels=lambda batch: [f"{x:.3f}" for x in batch["x"][:, 0]]
@@ -218,20 +218,20 @@ def test_images_keep_the_order_of_the_examples_and_their_names(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("count", "read"), [(1, 1), (8, 1), (16, 1), (17, 2), (24, 2), (32, 2), (33, 3)]
+    ("count", "num_batches"), [(1, 1), (8, 1), (16, 1), (17, 2), (24, 2), (32, 2), (33, 3)]
 )
-def test_no_more_batches_are_read_than_a_grid_needs(tmp_path, count, read):
-    taken = []
+def test_no_more_batches_are_read_than_a_grid_needs(tmp_path, count, num_batches):
+    batches = []
 
     def data():
         for host in held_out((16, 16, 16, 16))():
-            taken.append(host)
+            batches.append(host)
             yield host
 
     hook = samples(tmp_path, count=count, data=data)
     hook(moment())
     hook(moment(step=4))
-    assert len(taken) == read
+    assert len(batches) == num_batches
     assert hook._count == count and len(hook._batch["x"]) == -(-count // 8) * 8
 
 
@@ -252,7 +252,7 @@ def test_a_batch_is_divided_over_the_processes_together(monkeypatch):
 
 
 def test_a_grid_of_fewer_samples_than_the_mesh_has_shards(tmp_path, monkeypatch):
-    grids = drawn(monkeypatch)
+    grids = record_grids(monkeypatch)
     samples(tmp_path / "new", count=3, data=held_out((8,)))(moment())
     assert len(grids[0][0]) == len(grids[0][1]) == 3
     assert (tmp_path / "new" / "samples" / "step_00000003.png").exists()

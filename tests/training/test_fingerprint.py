@@ -28,7 +28,7 @@ def tree():
 
 
 def reference(tree) -> int:
-    """The checksum as its docstring says, word by word."""
+    """The checksum as its docstring defines it."""
     total = 0
     for index, leaf in enumerate(jax.tree.leaves(tree)):
         x = np.asarray(leaf).reshape(-1)
@@ -52,13 +52,13 @@ def test_every_single_bit_counts():
         for place in (0, 20, 47):
             words = x.copy().view(np.uint32)
             words.reshape(-1)[place] ^= np.uint32(1 << bit)
-            changed = {**tree(), "w": jnp.asarray(words.view(np.float32))}
-            assert checksum(changed) != whole
+            other = {**tree(), "w": jnp.asarray(words.view(np.float32))}
+            assert checksum(other) != whole
 
 
 def test_the_order_of_values_counts():
-    swapped = {**tree(), "w": tree()["w"][::-1]}
-    assert checksum(swapped) != checksum(tree())
+    other = {**tree(), "w": tree()["w"][::-1]}
+    assert checksum(other) != checksum(tree())
 
 
 @pytest.mark.parametrize("config", [MeshConfig(fsdp=8), MeshConfig(fsdp=2, tensor=2)])
@@ -83,9 +83,9 @@ print(checksum(tree), checksum([np.asarray(x) for x in tree]))
 def test_more_split_arrays_than_programs_may_be_in_flight_do_not_stop_each_other():
     # Eight devices of one CPU wait for each other, and 32 programs may begin on each: without a
     # bound on both the process hangs and is aborted.
-    ((status, printed, said),) = processes.outcome([processes.start(["-c", MANY], devices=8)])
-    assert status == 0, said[-1500:]
-    split, whole = printed.split()
+    ((status, stdout, stderr),) = processes.outcome([processes.start(["-c", MANY], devices=8)])
+    assert status == 0, stderr[-1500:]
+    split, whole = stdout.split()
     assert split == whole
 
 
@@ -101,8 +101,8 @@ def test_a_claimed_workdir_accepts_the_same_run(tmp_path: pathlib.Path):
 
 
 def test_fingerprints_with_sampling_options_are_accepted(tmp_path: pathlib.Path):
-    noted = {**IDENTITY, "model": {**IDENTITY["model"], "sampling": {"steps": "25"}}}
-    claim(tmp_path, noted)
+    identity = {**IDENTITY, "model": {**IDENTITY["model"], "sampling": {"steps": "25"}}}
+    claim(tmp_path, identity)
     claim(tmp_path, IDENTITY)
 
 
@@ -164,11 +164,11 @@ def test_a_run_that_knew_its_inputs_by_paths_is_continued_and_then_knows_their_c
     earlier = {**IDENTITY, "data": {"path": "runs/data"}}
     now = {**IDENTITY, "inputs": INPUTS}
     claim(tmp_path, earlier)
-    moved = {**earlier, "data": {"path": "elsewhere"}}
+    elsewhere = {**earlier, "data": {"path": "elsewhere"}}
     with pytest.raises(UserError, match="its data.path is .*runs/data.*, this one's .*elsewhere"):
-        claim(tmp_path, now, earlier=moved)
+        claim(tmp_path, now, earlier=elsewhere)
     claim(tmp_path, now, earlier=earlier)
-    claim(tmp_path, now, earlier=moved)  # from now on, content counts
+    claim(tmp_path, now, earlier=elsewhere)  # from now on, content counts
     with pytest.raises(UserError, match="run on other inputs"):
         claim(tmp_path, {**now, "inputs": {**INPUTS, "data": "x" * 64}}, earlier=earlier)
 

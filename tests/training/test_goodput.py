@@ -4,7 +4,7 @@ import pathlib
 import pytest
 
 from tests.training import toy
-from tests.training.test_hooks import done
+from tests.training.test_hooks import step_event
 from unclip_jax.training import goodput as goodput_module
 from unclip_jax.training.goodput import PARTS, Goodput
 from unclip_jax.training.hooks import LoopState, StepDone
@@ -36,7 +36,7 @@ def sessions(folder):
 
 def step(goodput, clock, number, *, seconds, wait=0.0):
     clock.now += seconds
-    base = done(number)
+    base = step_event(number)
     goodput(StepDone(number, {**base.metrics, "data_seconds": wait}, base.batch))
 
 
@@ -96,9 +96,9 @@ def test_a_hook_is_accounted_for_and_called(tmp_path, clock):
         clock.now += moment.step
 
     goodput = Goodput(tmp_path, start=0)
-    accounted = goodput.accounted("evaluate", hook)
-    accounted(LoopState(4, None, None))
-    accounted(LoopState(3, None, None))
+    wrapped_hook = goodput.accounted("evaluate", hook)
+    wrapped_hook(LoopState(4, None, None))
+    wrapped_hook(LoopState(3, None, None))
     goodput.write()
     assert sessions(tmp_path)[0]["seconds"]["evaluate"] == 7
 
@@ -108,7 +108,7 @@ def test_a_step_waits_no_longer_than_it_takes_and_not_unless_it_says_so(tmp_path
     step(goodput, clock, 8, seconds=1)
     step(goodput, clock, 9, seconds=2, wait=5)
     clock.now += 3
-    goodput(done(10))  # says nothing of data
+    goodput(step_event(10))  # reports no data
     goodput.write()
     (session,) = sessions(tmp_path)
     assert session["seconds"]["data"] == 2

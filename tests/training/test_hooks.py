@@ -25,7 +25,7 @@ from unclip_jax.training.hooks import (
 from unclip_jax.training.signals import SIGNALS
 
 
-def done(step: int, *, loss: float = 1.0, bad: float = 0.0) -> StepDone:
+def step_event(step: int, *, loss: float = 1.0, bad: float = 0.0) -> StepDone:
     metrics = {"loss": loss, "grad_norm": 2.0, "bad_steps": bad}
     return StepDone(step, metrics, toy.batch_at(step))
 
@@ -47,7 +47,7 @@ def test_hooks_are_due_at_their_interval():
 def test_metrics_are_means_over_the_window(tmp_path: pathlib.Path):
     log = writer(tmp_path)
     for step, loss in enumerate([1.0, 3.0, 5.0, math.nan], start=1):
-        log(done(step, loss=loss, bad=float(math.isnan(loss))))
+        log(step_event(step, loss=loss, bad=float(math.isnan(loss))))
     log.write(4, {"val/loss": 0.5, "broken": math.inf})
     log.close()
     first, second, third = records(tmp_path)
@@ -64,7 +64,7 @@ def test_examples_per_second_leave_out_the_step_that_compiles(tmp_path, monkeypa
     log = writer(tmp_path)  # of 16 examples per step
     monkeypatch.setattr(hooks, "time", clock)
     for step in range(1, 5):
-        log(done(step))
+        log(step_event(step))
     log.close()
     assert [record["examples_per_second"] for record in records(tmp_path)] == [8.0, 4.0]
 
@@ -72,13 +72,13 @@ def test_examples_per_second_leave_out_the_step_that_compiles(tmp_path, monkeypa
 def test_a_resumed_run_drops_later_records_of_a_killed_one(tmp_path: pathlib.Path):
     log = writer(tmp_path)
     for step in range(1, 9):
-        log(done(step))
+        log(step_event(step))
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as lines:
         lines.write('{"step": 10, "lo')  # killed while writing
     log = writer(tmp_path, start=4)
-    log(done(5))
-    log(done(6, loss=7.0))
+    log(step_event(5))
+    log(step_event(6, loss=7.0))
     log.close()
     assert [record["step"] for record in records(tmp_path)] == [2, 4, 6]
     assert records(tmp_path)[-1]["loss"] == 4.0
@@ -87,28 +87,28 @@ def test_a_resumed_run_drops_later_records_of_a_killed_one(tmp_path: pathlib.Pat
 def test_the_guard_saves_the_batch_and_stops_after_enough_in_a_row(tmp_path: pathlib.Path):
     guard = NaNGuard(tmp_path, most=3)
     for step, bad in [(1, 0), (2, 1), (3, 0), (4, 1), (5, 2)]:
-        guard(done(step, loss=math.nan if bad else 1.0, bad=float(bad)))
+        guard(step_event(step, loss=math.nan if bad else 1.0, bad=float(bad)))
     with pytest.raises(UserError, match=r"in the 3 steps from 4 to 6; .*bad_batch_step4_process0"):
-        guard(done(6, loss=math.nan, bad=3.0))
+        guard(step_event(6, loss=math.nan, bad=3.0))
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["bad_batch_step2_process0.npz", "bad_batch_step4_process0.npz"]
-    with np.load(tmp_path / names[1], allow_pickle=False) as saved:
-        np.testing.assert_array_equal(saved["x"], toy.batch_at(4)["x"])
+    with np.load(tmp_path / names[1], allow_pickle=False) as batch:
+        np.testing.assert_array_equal(batch["x"], toy.batch_at(4)["x"])
 
 
 def test_the_bar_counts_from_where_the_run_starts(capsys):
     bar = ProgressBar(name="toy", steps=10, start=4, batch_size=16)
-    bar(done(5, loss=2.0))
+    bar(step_event(5, loss=2.0))
     bar.note({"val/loss": 0.25})
-    bar(done(6, loss=math.nan))
-    bar(done(7, loss=3.0))
+    bar(step_event(6, loss=math.nan))
+    bar(step_event(7, loss=3.0))
     bar.close()
-    shown = capsys.readouterr().err
-    assert "toy:" in shown and "7/10" in shown
-    assert "loss=2.05" in shown and "val/loss=0.25" in shown and "examples/s=" in shown
+    output = capsys.readouterr().err
+    assert "toy:" in output and "7/10" in output
+    assert "loss=2.05" in output and "val/loss=0.25" in output and "examples/s=" in output
 
 
-def shown(bar: ProgressBar) -> dict[str, str]:
+def postfix(bar: ProgressBar) -> dict[str, str]:
     return dict(part.split("=") for part in bar._bar.postfix.split(", "))
 
 
@@ -119,8 +119,8 @@ def test_the_bar_shows_a_running_loss_and_the_rate_without_the_first_step(monkey
     bar = ProgressBar(name="toy", steps=10, start=0, batch_size=16)
     expected = [("nan", "0"), ("2", "0.8"), ("1.95", "1.45"), ("1.902", "1.85")]
     for step, loss in enumerate([math.nan, 2.0, 1.0, 1.0], start=1):
-        bar(done(step, loss=loss))
-        assert (shown(bar)["loss"], shown(bar)["examples/s"]) == expected[step - 1]
+        bar(step_event(step, loss=loss))
+        assert (postfix(bar)["loss"], postfix(bar)["examples/s"]) == expected[step - 1]
         assert bar._bar.n == step
     bar.note({"val/loss": 1 / 3})
     bar.close()
@@ -129,10 +129,10 @@ def test_the_bar_shows_a_running_loss_and_the_rate_without_the_first_step(monkey
 def test_other_processes_show_no_bar_and_write_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     bar = ProgressBar(name="toy", steps=10, start=0, batch_size=16)
-    bar(done(1))
+    bar(step_event(1))
     bar.close()
     log = writer(tmp_path, every=1)
-    log(done(1))
+    log(step_event(1))
     log.write(1, {"val/loss": 1.0})
     log.close()
     assert capsys.readouterr().err == "" and not list(tmp_path.iterdir())
@@ -141,23 +141,23 @@ def test_other_processes_show_no_bar_and_write_nothing(tmp_path, monkeypatch, ca
 
 
 def test_every_record_is_copied_with_its_step(tmp_path: pathlib.Path):
-    copied = []
+    entries = []
     log = MetricsWriter(
-        tmp_path, every=2, start=0, batch_size=16, copy=lambda *record: copied.append(record)
+        tmp_path, every=2, start=0, batch_size=16, copy=lambda *record: entries.append(record)
     )
-    log(done(1, loss=1.0))
-    log(done(2, loss=3.0))
+    log(step_event(1, loss=1.0))
+    log(step_event(2, loss=3.0))
     log.write(2, {"val/loss": math.nan})
     log.close()
-    (first, means), (second, other) = copied
+    (first, means), (second, other) = entries
     assert (first, second) == (2, 2) and means["loss"] == 2.0
     assert other.keys() == {"val/loss"} and math.isnan(other["val/loss"])  # as it is
 
 
 def test_a_window_without_a_finite_value_has_no_mean(tmp_path: pathlib.Path):
     log = writer(tmp_path)
-    log(done(1, loss=math.nan))
-    log(done(2, loss=math.inf))
+    log(step_event(1, loss=math.nan))
+    log(step_event(2, loss=math.inf))
     log.close()
     assert records(tmp_path)[0]["loss"] is None
 
@@ -169,7 +169,7 @@ def test_times_of_a_window_go_to_the_comparison_of_hosts(tmp_path, monkeypatch):
     monkeypatch.setattr(hooks, "time", clock)
     log._hosts = lambda step, own: (result.append((step, *own)), {"host_seconds_max": 7.0})[1]
     for step in range(1, 5):
-        base = done(step)
+        base = step_event(step)
         log(StepDone(step, {**base.metrics, "data_seconds": step, "device_seconds": 0.5}, {}))
     log.close()
     assert result == [(2, 2.0, 1.5, 0.5), (4, 4.0, 3.5, 0.5)]
@@ -185,17 +185,17 @@ def test_records_that_cannot_be_read_are_dropped(tmp_path: pathlib.Path):
 
 def test_the_first_batch_of_every_sequence_of_bad_steps_is_saved(tmp_path: pathlib.Path, caplog):
     guard = NaNGuard(tmp_path, most=2)
-    guard(done(1, bad=1.0))
+    guard(step_event(1, bad=1.0))
     with pytest.raises(UserError, match="in the 2 steps from 1 to 2; the first batch .*step1_"):
-        guard(done(2, bad=2.0))
-    guard(done(3))
-    guard(done(4, bad=1.0))
+        guard(step_event(2, bad=2.0))
+    guard(step_event(3))
+    guard(step_event(4, bad=1.0))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"bad_batch_step{step}_process0.npz" for step in (1, 4)
     ]
     assert caplog.messages[0] == "step 1: loss or gradients not finite; skipped (1 in a row)"
     with pytest.raises(UserError, match="in the 1 steps from 5 to 5"):
-        NaNGuard(tmp_path, most=1)(done(5, bad=1.0))
+        NaNGuard(tmp_path, most=1)(step_event(5, bad=1.0))
 
 
 def test_the_profiler_records_its_window_and_only_that(tmp_path: pathlib.Path, monkeypatch):
@@ -204,14 +204,14 @@ def test_the_profiler_records_its_window_and_only_that(tmp_path: pathlib.Path, m
     monkeypatch.setattr("jax.profiler.stop_trace", lambda: calls.append(("off", step)))
     profiler = Profiler(tmp_path, start=3, steps=2)
     for step in range(1, 9):
-        profiler(done(step))
+        profiler(step_event(step))
     assert calls == [("on", str(tmp_path / "profile")), ("off", 5)]
     idle = Profiler(tmp_path, start=3, steps=0)
     for step in range(1, 9):
-        idle(done(step))
-    interrupted = Profiler(tmp_path, start=1, steps=5)
-    interrupted(done(2))
-    interrupted.close()
+        idle(step_event(step))
+    other_profiler = Profiler(tmp_path, start=1, steps=5)
+    other_profiler(step_event(2))
+    other_profiler.close()
     assert len(calls) == 4
 
 
@@ -224,7 +224,7 @@ def test_a_signal_records_the_next_steps(tmp_path: pathlib.Path, monkeypatch):
     for step in range(1, 20):
         if step in (4, 12):
             os.kill(os.getpid(), signal.SIGUSR1)
-        profiler(done(step))
+        profiler(step_event(step))
     profiler.close()
     assert calls == [("on", 4), ("off", 9), ("on", 12), ("off", 17)]
     assert signal.getsignal(signal.SIGUSR1) == before

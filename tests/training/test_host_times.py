@@ -79,7 +79,7 @@ def test_a_slow_host_is_named_once(tmp_path, caplog, others, step, message):
 
 
 @pytest.mark.parametrize(
-    ("data", "named"),
+    ("data", "num_warnings"),
     [
         ((0.01, 0.1, 0.01), False),  # a tenth of a step
         ((0.01, 0.101, 0.01), True),
@@ -88,14 +88,14 @@ def test_a_slow_host_is_named_once(tmp_path, caplog, others, step, message):
     ],
 )
 def test_a_host_is_slow_beyond_a_tenth_of_a_step_and_twice_the_median(
-    tmp_path, caplog, data, named
+    tmp_path, caplog, data, num_warnings
 ):
     caplog.set_level(logging.WARNING)
     own = StepTimes(1.0, data[0], 1.0 - data[0])
     times(tmp_path, of_hosts(data=data, host=(0.0,) * 3))(1, own)
     assert [text.split()[4:8] for text in caplog.messages] == [
         ["process", "2", "on", "h2,"]
-    ] * named
+    ] * num_warnings
 
 
 def test_a_host_is_named_again_after_another_or_a_pause(tmp_path, caplog):
@@ -111,8 +111,8 @@ def test_a_host_is_named_again_after_another_or_a_pause(tmp_path, caplog):
     )
     for step in range(6):
         compare(step, OWN)
-    named = [text.partition(" on ")[2][:2] for text in caplog.messages]
-    assert named == ["h2", "h1", "h2", "h2"]
+    hosts = [text.partition(" on ")[2][:2] for text in caplog.messages]
+    assert hosts == ["h2", "h1", "h2", "h2"]
 
 
 def test_one_process_writes_and_says_for_all(tmp_path, caplog, monkeypatch):

@@ -34,14 +34,14 @@ def newest(workdir: pathlib.Path) -> int:
 @pytest.mark.nightly
 def test_twenty_kills_change_no_bit(tmp_path: pathlib.Path):
     expected = bits(toy.run(tmp_path / "whole", steps=STEPS, save_every=2))
-    rng, workdir, killed = np.random.default_rng(0), tmp_path / "cut", 0
-    while killed < KILLS:
+    rng, workdir, kills = np.random.default_rng(0), tmp_path / "cut", 0
+    while kills < KILLS:
         at = newest(workdir) + int(rng.integers(1, 6))
-        assert at < STEPS, f"only {killed} kills before the end"
+        assert at < STEPS, f"only {kills} kills before the end"
         delay = str(float(rng.uniform(0.0, 0.15)))  # a save takes about a tenth of a second
         child = processes.start(["-c", RUN, str(workdir), str(at), delay, str(STEPS)], devices=8)
-        ((status, _, printed),) = processes.outcome([child])
-        assert status == -signal.SIGKILL, printed
-        killed += 1
+        ((status, _, output),) = processes.outcome([child])
+        assert status == -signal.SIGKILL, output
+        kills += 1
     assert bits(toy.run(workdir, steps=STEPS, save_every=2)) == expected
     assert not (workdir / "damaged").exists()

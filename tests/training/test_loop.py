@@ -77,7 +77,7 @@ def test_training_finds_the_map_that_made_the_data(tmp_path: pathlib.Path):
 def test_exactly_the_batches_of_the_run_are_read(tmp_path: pathlib.Path):
     data = toy.Stream(limit=10)
     state = toy.run(tmp_path, train_data=data)
-    assert data.seen == list(range(10)) and int(state.step) == 10
+    assert data.positions == list(range(10)) and int(state.step) == 10
 
 
 @pytest.mark.parametrize("at", [5, 6, 9])
@@ -86,7 +86,7 @@ def test_a_crash_is_continued_bit_for_bit(tmp_path: pathlib.Path, whole, at: int
         toy.run(tmp_path, train_data=Falters(at, crash))
     data = toy.Stream()
     assert bits(toy.run(tmp_path, train_data=data)) == whole
-    assert data.seen == list(range(4 if at < 9 else 8, 10))
+    assert data.positions == list(range(4 if at < 9 else 8, 10))
 
 
 @pytest.mark.parametrize(
@@ -122,14 +122,14 @@ def test_a_signal_saves_at_once_and_the_run_continues_bit_for_bit(
     tmp_path: pathlib.Path, whole, number: int, code: int
 ):
     stop = Falters(6, lambda: os.kill(os.getpid(), number))
-    with pytest.raises(Interrupted) as caught:
+    with pytest.raises(Interrupted) as error:
         toy.run(tmp_path, train_data=stop)
-    assert caught.value.code == code
-    saved = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
-    assert saved == caught.value.step == 6
+    assert error.value.code == code
+    last_step = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert last_step == error.value.step == 6
     data = toy.Stream()
     assert bits(toy.run(tmp_path, train_data=data)) == whole
-    assert data.seen == [6, 7, 8, 9]
+    assert data.positions == [6, 7, 8, 9]
 
 
 def test_an_interrupted_run_saves_without_evaluating(tmp_path: pathlib.Path, caplog):
@@ -160,7 +160,7 @@ toy.run({str(tmp_path)!r}, train_data=Dies())
     assert run.returncode == -signal.SIGKILL, run.stderr.decode()
     data = toy.Stream()
     assert bits(toy.run(tmp_path, train_data=data)) == whole
-    assert data.seen[-1] == 9 and data.seen[0] in ({1: (0,), 5: (0, 4), 9: (4, 8)}[at])
+    assert data.positions[-1] == 9 and data.positions[0] in ({1: (0,), 5: (0, 4), 9: (4, 8)}[at])
 
 
 def test_a_finished_run_returns_its_state_without_reading_data(tmp_path: pathlib.Path, whole):
@@ -177,7 +177,7 @@ def test_a_damaged_checkpoint_costs_only_the_steps_after_the_previous_one(
             os.truncate(path, path.stat().st_size // 2)
     data = toy.Stream()
     assert bits(toy.run(tmp_path, train_data=data)) == whole
-    assert data.seen == [8, 9]
+    assert data.positions == [8, 9]
 
 
 @pytest.mark.parametrize(
@@ -263,8 +263,8 @@ def test_a_batch_with_nans_is_skipped_and_the_run_continues(
     assert int(state.step) == 10 and int(state.bad_steps) == 0
     assert "step 7: loss or gradients not finite; skipped (1 in a row)" in caplog.text
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
-    with np.load(tmp_path / "bad_batch_step7_process0.npz") as saved:
-        assert np.isnan(saved["y"]).all()
+    with np.load(tmp_path / "bad_batch_step7_process0.npz") as batch:
+        assert np.isnan(batch["y"]).all()
 
 
 def test_too_many_skipped_steps_stop_the_run(tmp_path: pathlib.Path):
@@ -280,25 +280,25 @@ def test_a_checkpoint_is_saved_when_the_data_end(tmp_path: pathlib.Path, whole):
         toy.run(tmp_path, train_data=toy.Stream(limit=7))
     data = toy.Stream()
     assert bits(toy.run(tmp_path, train_data=data)) == whole
-    assert data.seen == [7, 8, 9]
+    assert data.positions == [7, 8, 9]
 
 
 def test_a_run_can_start_from_given_parameters(tmp_path: pathlib.Path):
-    given = {"map": {"kernel": toy.truth(), "bias": np.zeros(toy.OUT, np.float32)}}
-    toy.run(tmp_path, initial=lambda: given)
+    params = {"map": {"kernel": toy.truth(), "bias": np.zeros(toy.OUT, np.float32)}}
+    toy.run(tmp_path, initial=lambda: params)
     assert losses(tmp_path)[0] < 0.5  # the noise alone: 0.01 * 16
 
 
 def test_fitted_parameters_enter_fresh_runs_only(tmp_path: pathlib.Path):
     calls = []
 
-    def fitted():
+    def fit():
         calls.append(len(calls))
         return {"map": {"kernel": toy.truth(), "bias": np.zeros(toy.OUT, np.float32)}}
 
-    toy.run(tmp_path, fitted=fitted)
+    toy.run(tmp_path, fitted=fit)
     assert losses(tmp_path)[0] < 0.5  # as above
-    toy.run(tmp_path, fitted=fitted)
+    toy.run(tmp_path, fitted=fit)
     assert calls == [0]
 
 
@@ -402,8 +402,8 @@ def test_waiting_for_data_and_devices_is_timed(monkeypatch):
 
     monkeypatch.setattr(loop.jax, "device_get", slow)
     batch = PrefetchedBatch({}, {}, 0, wait_seconds=0.25)
-    done = []
-    loop._report((3, {"loss": np.float32(2.0)}, batch), [done.append])
-    (numbers,) = [each.metrics for each in done]
+    reports = []
+    loop._report((3, {"loss": np.float32(2.0)}, batch), [reports.append])
+    (numbers,) = [each.metrics for each in reports]
     assert numbers["loss"] == 2.0 and numbers["data_seconds"] == 0.25
     assert 0.05 <= numbers["device_seconds"] < 5

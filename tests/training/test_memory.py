@@ -103,14 +103,14 @@ def test_memory_of_too_many_replicas_is_reported(monkeypatch):
 def test_activations_grow_with_the_batch_and_shrink_with_remat():
     params, mesh = program().abstract.params, program().mesh
 
-    def kept(stage, batch_size):
+    def activation_bytes(stage, batch_size):
         return memory.activations(stage, params, batch_size=batch_size, mesh=mesh)
 
     per_layer = 64 * 4  # bytes of one example
-    assert kept(DEEP, 64) == pytest.approx(64 * per_layer * 5 * 2, rel=0.1)
-    assert kept(DEEP, 128) == pytest.approx(2 * kept(DEEP, 64), rel=0.1)
+    assert activation_bytes(DEEP, 64) == pytest.approx(64 * per_layer * 5 * 2, rel=0.1)
+    assert activation_bytes(DEEP, 128) == pytest.approx(2 * activation_bytes(DEEP, 64), rel=0.1)
     lean = dataclasses.replace(DEEP, loss=lambda p, b, k: loss(p, b, k, remat=True))
-    assert kept(lean, 64) <= 0.55 * kept(DEEP, 64)
+    assert activation_bytes(lean, 64) <= 0.55 * activation_bytes(DEEP, 64)
 
 
 def test_the_startup_line(monkeypatch):
@@ -126,9 +126,9 @@ def test_a_state_that_cannot_fit_is_rejected_before_anything_is_traced(monkeypat
     monkeypatch.setattr(memory, "available", lambda mesh: 2**20)
     monkeypatch.setattr(memory, "activations", lambda *a, **k: pytest.fail("traced"))
     message = r"has 1 MiB free\. It cannot fit: .*fsdp=\d+ or more.*optim\.name='muon'"
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as error:
         check(program())
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 def test_activations_that_cannot_fit_are_rejected_with_other_advice(monkeypatch):
@@ -138,10 +138,10 @@ def test_activations_that_cannot_fit_are_rejected_with_other_advice(monkeypatch)
     with pytest.raises(UserError, match=r"lower config.train.batch_size or raise .*accumulate"):
         check(program_1, batch_size=64000)
     check(program_1, batch_size=64000, accumulate=1000)
-    counted = memory.activations(
+    activations = memory.activations(
         DEEP, program_1.abstract.params, batch_size=64, mesh=program_1.mesh
     )
-    there = sum(resident(program_1)) + int(0.8 * counted)  # XLA may manage with that
+    there = sum(resident(program_1)) + int(0.8 * activations)  # XLA may manage with that
     monkeypatch.setattr(memory, "available", lambda mesh: there)
     check(program_1, batch_size=64)
     assert "activations" in check(program_1, batch_size=64000, enforce=False)
@@ -180,8 +180,8 @@ def test_activation_estimate_is_close_to_the_compilers():
     grad = jax.jit(jax.grad(lambda p, x: loss(p, {"x": x}, None)[0]))
     compiled = grad.lower({"kernel": jax.ShapeDtypeStruct((5, 64, 64), np.float32)}, x).compile()
     needed = compiled.memory_analysis().temp_size_in_bytes
-    allowed = memory.activations(DEEP, deep.abstract.params, batch_size=512, mesh=deep.mesh)
-    assert 0.7 < allowed / needed < 1.5
+    estimate = memory.activations(DEEP, deep.abstract.params, batch_size=512, mesh=deep.mesh)
+    assert 0.7 < estimate / needed < 1.5
 
 
 def devices(monkeypatch, *stats, platform="gpu"):
@@ -197,7 +197,7 @@ def devices(monkeypatch, *stats, platform="gpu"):
         ([{"bytes_limit": 80, "bytes_in_use": 30}, {"bytes_limit": 90, "bytes_in_use": 45}], 45),
         ([{"bytes_limit": 80}, {"bytes_limit": 90, "bytes_in_use": 5}], 80),
         ([None, {"bytes_limit": 90, "bytes_in_use": 5}, {"bytes_in_use": 5}], 85),
-        ([None, {}], 2**63 - 1),  # a device that does not say is not limited
+        ([None, {}], 2**63 - 1),  # a device without a limit is unlimited
     ],
 )
 def test_the_free_memory_is_that_of_the_fullest_device(monkeypatch, stats, free):
@@ -212,8 +212,8 @@ def test_devices_of_a_cpu_share_the_memory_of_the_machine_or_its_container(
     monkeypatch, machine, container
 ):
     monkeypatch.setattr(memory, "_control_group_limit", lambda: container)
-    given = types.SimpleNamespace(available=machine)
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: given)
+    memory_info = types.SimpleNamespace(available=machine)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: memory_info)
     assert memory.available(make_mesh(MeshConfig())) == 70
 
 
@@ -234,8 +234,8 @@ def test_the_limit_of_a_container_is_read_from_its_control_group(
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    moved = types.SimpleNamespace(Path={"/sys/fs/cgroup": tmp_path}.__getitem__)
-    monkeypatch.setattr(memory, "pathlib", moved)
+    fake_pathlib = types.SimpleNamespace(Path={"/sys/fs/cgroup": tmp_path}.__getitem__)
+    monkeypatch.setattr(memory, "pathlib", fake_pathlib)
     assert memory._control_group_limit() == limit
 
 
@@ -270,10 +270,10 @@ def test_advice_for_what_does_not_fit_into_100_bytes(state, gradients, copies, a
 
 
 def test_the_memory_is_called_that_of_each_device_where_it_is(monkeypatch):
-    built = program(fsdp=8)
-    assert "and this machine has" in check(built, batch_size=0)
+    train_program = program(fsdp=8)
+    assert "and this machine has" in check(train_program, batch_size=0)
     devices(monkeypatch, {"bytes_limit": 2**30}, {"bytes_limit": 2**30})
-    assert check(built, batch_size=0).endswith("and each device has 1 GiB free")
+    assert check(train_program, batch_size=0).endswith("and each device has 1 GiB free")
 
 
 @pytest.mark.parametrize(

@@ -91,8 +91,8 @@ def test_token_tables_may_be_left_out():
         config = OptimConfig(name=name, learning_rate=0.1, weight_decay=0.3)
         for tables in (True, False):
             each = dataclasses.replace(config, decay_tables=tables)
-            moved = first_update(each, BOXED, grads)["tokens"]["embedding"]
-            assert np.any(np.asarray(moved)) == tables
+            update = first_update(each, BOXED, grads)["tokens"]["embedding"]
+            assert np.any(np.asarray(update)) == tables
 
 
 def test_of_clip_neither_gains_nor_biases_nor_positions_nor_the_temperature_decay():
@@ -175,9 +175,9 @@ def test_the_state_of_boxed_parameters_is_boxed_with_their_names():
     optimizer = make_optimizer(OptimConfig(name="muon"), BOXED, steps=10)
     state = jax.eval_shape(optimizer.tx.init, BOXED)
     boxes = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
-    named = [x.names for x in boxes if isinstance(x, nn.LogicallyPartitioned)]
-    assert named.count(("layers", "embed", "mlp")) == 1  # Muon keeps one moment
-    assert named.count(("vocab", "embed")) == 2  # Adam keeps two
+    names = [x.names for x in boxes if isinstance(x, nn.LogicallyPartitioned)]
+    assert names.count(("layers", "embed", "mlp")) == 1  # Muon keeps one moment
+    assert names.count(("vocab", "embed")) == 2  # Adam keeps two
     plain = jax.eval_shape(optimizer.tx.init, unbox(BOXED))
     assert jax.tree.structure(unbox(state)) == jax.tree.structure(plain)
 

@@ -22,11 +22,11 @@ def test_only_records_of_orbax_are_dropped():
 
 
 def test_only_late_reports_are_dropped(monkeypatch):
-    seen = []
-    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    reports = []
+    monkeypatch.setattr(sys, "unraisablehook", reports.append)
     orbax_logging.install_filters()
     orbax_logging.install_filters()  # installing twice wraps once
     for error in (RuntimeError("Event loop is closed"), RuntimeError("x"), OSError("y")):
         sys.unraisablehook(types.SimpleNamespace(exc_value=error))
-    assert [str(report.exc_value) for report in seen] == ["x", "y"]
-    assert sys.unraisablehook._before == seen.append
+    assert [str(report.exc_value) for report in reports] == ["x", "y"]
+    assert sys.unraisablehook._before == reports.append

@@ -30,7 +30,7 @@ def program(**sizes: int):
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved_run(tmp_path_factory):
     """A workdir, and the state of its checkpoint on the host."""
     workdir, source = tmp_path_factory.mktemp("run"), program(fsdp=8)
     state = source.create(jax.random.key(0))
@@ -40,8 +40,8 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize("single", [True, False])
-def test_the_state_is_the_one_that_was_saved(saved, single, monkeypatch):
-    workdir, expected = saved
+def test_the_state_is_the_one_that_was_saved(saved_run, single, monkeypatch):
+    workdir, expected = saved_run
     meshes, own = [], type_handlers.SingleReplicaArrayHandler._construct_single_replica_sharding
 
     def construct(self, sharding):

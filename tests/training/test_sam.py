@@ -64,16 +64,16 @@ def test_a_perturbation_is_as_long_as_it_should_be_whatever_the_gradients_length
     gradient = jax.tree.map(
         lambda x: jnp.linspace(-size, 0.5 * size, x.size).reshape(x.shape), origin
     )
-    moved = jax.jit(lambda p, g: sam.perturbed(p, g, rho=0.1))(origin, gradient)
-    step = np.concatenate([np.ravel(leaf) for leaf in moved.values()]).astype(np.float64)
+    neighbour = jax.jit(lambda p, g: sam.perturbed(p, g, rho=0.1))(origin, gradient)
+    step = np.concatenate([np.ravel(leaf) for leaf in neighbour.values()]).astype(np.float64)
     along = np.concatenate([np.ravel(leaf) for leaf in gradient.values()]).astype(np.float64)
     np.testing.assert_allclose(step, 0.1 * along / np.linalg.norm(along), rtol=1e-5, atol=1e-8)
 
 
 def test_a_gradient_of_zero_moves_nothing():
     origin = {"a": jnp.ones(4), "b": jnp.ones((2, 3))}
-    moved = sam.perturbed(origin, jax.tree.map(jnp.zeros_like, origin), rho=0.1)
-    jax.tree.map(np.testing.assert_array_equal, moved, origin)
+    neighbour = sam.perturbed(origin, jax.tree.map(jnp.zeros_like, origin), rho=0.1)
+    jax.tree.map(np.testing.assert_array_equal, neighbour, origin)
 
 
 def test_sam_on_a_quadratic_is_the_closed_form():
@@ -81,15 +81,15 @@ def test_sam_on_a_quadratic_is_the_closed_form():
     matrix, vector = by_hand(**batch())
     start = flat(params())
     up = matrix @ start - vector
-    moved = start + RHO * up / np.linalg.norm(up)
-    np.testing.assert_allclose(flat(result), matrix @ moved - vector, rtol=1e-5)
+    neighbour = start + RHO * up / np.linalg.norm(up)
+    np.testing.assert_allclose(flat(result), matrix @ neighbour - vector, rtol=1e-5)
 
     def value(at):
         error = np.append(batch()["x"], np.ones((32, 1)), axis=1) @ at - batch()["y"]
         return 0.5 * np.mean(error**2)
 
     np.testing.assert_allclose(metrics["loss"], value(start), rtol=1e-5)
-    np.testing.assert_allclose(metrics["sharpness"], value(moved) - value(start), rtol=1e-3)
+    np.testing.assert_allclose(metrics["sharpness"], value(neighbour) - value(start), rtol=1e-3)
 
 
 @pytest.mark.parametrize(("config", "examples"), [(FLAT, 1), (FLAT, 4), (DEEP, 4)])
@@ -173,9 +173,9 @@ def test_both_passes_over_the_whole_batch_see_the_same_noise():
     y = batch()["y"] + np.asarray(jax.random.normal(KEY, (32,)), np.float64)
     matrix, vector = by_hand(batch()["x"], y)
     up = matrix @ flat(params()) - vector
-    wanted = matrix @ (flat(params()) + RHO * up / np.linalg.norm(up)) - vector
+    expected = matrix @ (flat(params()) + RHO * up / np.linalg.norm(up)) - vector
     result, _ = run(sam.whole_batch(RHO), loss=noisy)
-    np.testing.assert_allclose(flat(result), wanted, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(flat(result), expected, rtol=1e-4, atol=1e-6)
 
 
 # A contrastive loss: replicas see each other's embeddings.
@@ -198,7 +198,7 @@ def pairs(size: int = 16):
     }
 
 
-def embedded(params, batch):
+def embed(params, batch):
     def unit(z):
         return z / jnp.linalg.norm(z, axis=-1, keepdims=True)
 
@@ -207,19 +207,19 @@ def embedded(params, batch):
 
 
 def contrast(params, batch, key):
-    z_img, z_txt, scale = embedded(params, batch)
+    z_img, z_txt, scale = embed(params, batch)
     return contrastive(z_img, z_txt, scale=scale).loss, {}
 
 
 def contrast_share(params, batch, key):
-    z_img, z_txt, scale = embedded(params, batch)
+    z_img, z_txt, scale = embed(params, batch)
     return contrastive_share(z_img, z_txt, scale=scale, axes=AXES).loss, {}
 
 
 def by_definition(own, data, examples: int):
     """The loss of replicas with parameters of their own, written out pair by pair."""
     out = [
-        embedded(own[i], {k: v[i * examples : (i + 1) * examples] for k, v in data.items()})
+        embed(own[i], {k: v[i * examples : (i + 1) * examples] for k, v in data.items()})
         for i in range(len(own))
     ]
     z_img, z_txt = (jnp.concatenate([o[side] for o in out]) for side in (0, 1))
@@ -246,8 +246,8 @@ def test_contrastive_replicas_are_perturbed_as_defined(config: MeshConfig):
     examples, count, data = 2, 8, pairs()
     slope = jax.jit(jax.grad(lambda own: by_definition(own, data, examples)))
     up = slope([towers()] * count)
-    moved = [sam.perturbed(towers(), g, rho=RHO) for g in up]
-    want = jax.tree.map(lambda *parts: sum(parts), *slope(moved))
+    neighbour = [sam.perturbed(towers(), g, rho=RHO) for g in up]
+    want = jax.tree.map(lambda *parts: sum(parts), *slope(neighbour))
     gradient = sam.per_replica(RHO, examples=examples, mesh=make_mesh(config))
     result, _ = run(gradient, contrast_share, towers(), data)
     whole, _ = run(sam.whole_batch(RHO), contrast, towers(), data)
@@ -265,10 +265,10 @@ class Embedded(NamedTuple):
     scale: jax.Array
 
 
-def jittered(params, batch, key):
+def embed_with_noise(params, batch, key):
     """Embeddings of images with noise of their own, so that wrong keys show."""
     noise = 0.3 * jax.random.normal(key, batch["image"].shape)
-    return Embedded(*embedded(params, {**batch, "image": batch["image"] + noise}))
+    return Embedded(*embed(params, {**batch, "image": batch["image"] + noise}))
 
 
 def shares(axes):
@@ -280,7 +280,7 @@ def shares(axes):
     return share
 
 
-PAIRWISE = PairwiseLoss(jittered, shares)
+PAIRWISE = PairwiseLoss(embed_with_noise, shares)
 
 
 @LAYOUTS
@@ -300,9 +300,9 @@ def test_replicas_one_at_a_time_have_the_gradient_of_all_at_once(config: MeshCon
 def test_replicas_one_at_a_time_are_perturbed_as_defined():
     examples, count, data = 2, 8, pairs()
     slope = jax.jit(jax.grad(lambda own: by_definition(own, data, examples)))
-    moved = [sam.perturbed(towers(), g, rho=RHO) for g in slope([towers()] * count)]
-    want = jax.tree.map(lambda *parts: sum(parts), *slope(moved))
-    still = PairwiseLoss(lambda p, b, k: Embedded(*embedded(p, b)), shares)
+    neighbour = [sam.perturbed(towers(), g, rho=RHO) for g in slope([towers()] * count)]
+    want = jax.tree.map(lambda *parts: sum(parts), *slope(neighbour))
+    still = PairwiseLoss(lambda p, b, k: Embedded(*embed(p, b)), shares)
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:2])
     result, _ = run(
         embedding_cache.sam_per_replica(still, RHO, examples=examples, mesh=mesh),
@@ -321,7 +321,7 @@ def test_microbatches_share_one_contrastive_loss(parts: int):
 
     def whole(params):
         out = [
-            jittered(params, {k: v[index::parts] for k, v in data.items()}, key)
+            embed_with_noise(params, {k: v[index::parts] for k, v in data.items()}, key)
             for index, key in enumerate(keys)
         ]
         sides = (jnp.concatenate([o[side] for o in out]) for side in (0, 1))
@@ -372,7 +372,7 @@ PAIRED = dataclasses.replace(
 
 
 @pytest.mark.parametrize(
-    ("optim", "accumulate", "gradient", "left"),
+    ("optim", "accumulate", "gradient", "remaining"),
     [
         ({}, 1, "gradients", 1),
         ({}, 4, "accumulated", 1),
@@ -382,12 +382,12 @@ PAIRED = dataclasses.replace(
         ({"sam_batch": 4, "sam_cached": True}, 2, "accumulated", 1),
     ],
 )
-def test_settings_select_the_gradient(optim, accumulate, gradient, left):
+def test_settings_select_the_gradient(optim, accumulate, gradient, remaining):
     selected = differentiation.choose(
         PAIRED, optim=OptimConfig(**optim), mesh=make_mesh(MeshConfig()), accumulate=accumulate
     )
     assert gradient in selected.gradient.__qualname__.split(".")
-    assert selected.accumulate == left
+    assert selected.accumulate == remaining
 
 
 def test_replicas_already_split_a_batch():

@@ -33,13 +33,13 @@ def test_handlers_are_put_back_when_nothing_came():
 
 
 def test_other_threads_are_left_alone():
-    seen = []
+    numbers = []
 
     def work():
         with Interrupts() as interrupts:
-            seen.append(interrupts.number)
+            numbers.append(interrupts.number)
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [None]
+    assert numbers == [None]

@@ -140,17 +140,17 @@ def test_the_key_of_a_step_depends_on_its_number_alone():
 
 
 def test_microbatches_draw_different_noise():
-    seen = []
+    noises = []
 
     def loss(params, batch, key):
         value, metrics = toy.loss(params, batch, key)
-        jax.debug.callback(lambda x: seen.append(float(x)), metrics["noise"], ordered=True)
+        jax.debug.callback(lambda x: noises.append(float(x)), metrics["noise"], ordered=True)
         return value, metrics
 
     state, step = setup(loss=loss, accumulate=4)
     jax.block_until_ready(step(state, toy.batch_at(0), KEY))
     jax.effects_barrier()
-    assert len(seen) == len(set(seen)) == 4
+    assert len(noises) == len(set(noises)) == 4
 
 
 def test_parameters_stay_float32_when_gradients_pass_through_bfloat16():

@@ -61,8 +61,8 @@ def test_the_step_compiles_ahead_of_time_and_reuses_the_state_s_memory(accumulat
 
 
 def test_given_parameters_are_used_and_must_fit():
-    given = {"map": {"kernel": jnp.ones((16, 8)), "bias": np.arange(8.0, dtype=np.float32)}}
-    state = program().create_from(given)
+    params = {"map": {"kernel": jnp.ones((16, 8)), "bias": np.arange(8.0, dtype=np.float32)}}
+    state = program().create_from(params)
     np.testing.assert_array_equal(state.params["map"]["bias"], np.arange(8.0))
     assert state.ema_params["map"]["kernel"].sharding.spec == P("fsdp", "tensor")
     with pytest.raises(UserError, match=r"do not fit the stage: missing map/bias"):

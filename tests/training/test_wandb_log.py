@@ -1,4 +1,4 @@
-"""Metrics in Weights & Biases: what is sent there, and that nothing is unless it is asked for."""
+"""Metrics in Weights & Biases: what is sent, and that nothing is sent unless requested."""
 
 import json
 import sys

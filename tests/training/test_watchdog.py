@@ -4,7 +4,7 @@ import threading
 import pytest
 
 from tests.training import toy
-from tests.training.test_hooks import done
+from tests.training.test_hooks import step_event
 from unclip_jax.training import watchdog as watchdog_module
 from unclip_jax.training.watchdog import RESTART, Watchdog
 
@@ -26,16 +26,16 @@ def clock(monkeypatch):
 
 
 def test_a_run_without_steps_ends_with_the_stacks_of_its_threads(tmp_path: pathlib.Path, clock):
-    ended, codes = threading.Event(), []
+    exit_event, codes = threading.Event(), []
     watchdog = Watchdog(
-        tmp_path, minutes=1 / 60, end=lambda code: (codes.append(code), ended.set())
+        tmp_path, minutes=1 / 60, end=lambda code: (codes.append(code), exit_event.set())
     )
     for step in range(5):
         clock.now += 0.9
-        watchdog(done(step))
-        assert not ended.wait(timeout=0.15)  # it looks every tenth of the limit
+        watchdog(step_event(step))
+        assert not exit_event.wait(timeout=0.15)  # it looks every tenth of the limit
     clock.now += 1.01
-    assert ended.wait(timeout=20)
+    assert exit_event.wait(timeout=20)
     watchdog.close()
     assert codes == [RESTART]
     stacks = (tmp_path / "stalled_process0.txt").read_text()
@@ -57,18 +57,18 @@ def test_the_status_is_the_one_after_which_launchers_start_again():
 
 def test_a_hanging_batch_ends_a_run(tmp_path: pathlib.Path, monkeypatch):
     """The watchdog of a run sees its steps: it ends a hanging run and no other."""
-    codes, ended = [], threading.Event()
+    codes, exit_event = [], threading.Event()
 
     class Hangs(toy.Stream):
         def __next__(self):
             if self.position == 5:
-                ended.wait(timeout=20)
+                exit_event.wait(timeout=20)
             return super().__next__()
 
     monkeypatch.setattr(
         "unclip_jax.training.loop.Watchdog",
         lambda folder, minutes: Watchdog(
-            folder, minutes=minutes, end=lambda code: (codes.append(code), ended.set())
+            folder, minutes=minutes, end=lambda code: (codes.append(code), exit_event.set())
         ),
     )
     toy.run(tmp_path, train_data=Hangs(), stall_minutes=3 / 60)

@@ -69,10 +69,10 @@ def test_a_trainer_that_fails_leaves_no_lock(tmp_path: pathlib.Path):
 
 
 def dead() -> dict[str, Any]:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
     )
-    return own(pid=int(done.stdout))
+    return own(pid=int(process.stdout))
 
 
 STALE = {
@@ -100,8 +100,8 @@ def test_a_killed_trainer_does_not_keep_the_next_one_out(tmp_path: pathlib.Path)
         "with locked(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     root = pathlib.Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=root, check=False)
-    assert done.returncode < 0
+    process = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=root, check=False)
+    assert process.returncode < 0
     assert (tmp_path / FILE).exists()
     with locked(tmp_path):
         pass
@@ -116,7 +116,7 @@ def test_a_trainer_on_another_host_is_waited_for_a_heartbeat_and_rejected(tmp_pa
 
     heartbeat = threading.Thread(target=beat)
     heartbeat.start()
-    started = time.monotonic()
+    start = time.monotonic()
     try:
         with (
             pytest.raises(UserError, match="process 5 on elsewhere; wait for it, stop it"),
@@ -126,7 +126,7 @@ def test_a_trainer_on_another_host_is_waited_for_a_heartbeat_and_rejected(tmp_pa
     finally:
         stop.set()
         heartbeat.join()
-    assert time.monotonic() - started < 0.6
+    assert time.monotonic() - start < 0.6
     assert json.loads(path.read_text()) == ELSEWHERE
 
 
@@ -134,10 +134,10 @@ def test_clocks_of_hosts_may_differ(tmp_path: pathlib.Path, monkeypatch: pytest.
     path = leave(tmp_path, ELSEWHERE)
     modified = workdir_lock._modified  # the storage's clock is an hour behind this host's
     monkeypatch.setattr(workdir_lock, "_modified", lambda each: (modified(each) or 0) - 3600)
-    started = time.monotonic()
+    start = time.monotonic()
     with locked(tmp_path):
         pass
-    assert time.monotonic() - started > 0.5
+    assert time.monotonic() - start > 0.5
     assert not path.exists()
 
 
@@ -187,18 +187,18 @@ def test_a_folder_that_another_process_does_not_see_is_rejected(tmp_path, monkey
 
 
 def test_a_process_that_sees_another_folder_says_so_to_all(tmp_path, monkeypatch):
-    said = []
+    messages = []
 
     def gather(value):
-        said.append(value)
-        return ["" if len(said) == 1 else "token of process 0", value]
+        messages.append(value)
+        return ["" if len(messages) == 1 else "token of process 0", value]
 
     monkeypatch.setattr(workdir_lock, "gather", gather)
     monkeypatch.setattr(workdir_lock, "VISIBLE", 0.0)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     with contextlib.suppress(UserError), workdir_lock.locked(tmp_path):
         pass
-    assert said[-1] is False
+    assert messages[-1] is False
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EIO, errno.ENOTEMPTY])

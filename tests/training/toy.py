@@ -90,7 +90,7 @@ class Stream:
 
     def __init__(self, *, size: int = 16, spoil: tuple[int, ...] = (), limit: int = 2**31):
         self.position, self.size, self.spoil, self.limit = 0, size, spoil, limit
-        self.seen: list[int] = []
+        self.positions: list[int] = []
 
     def __next__(self):
         if self.position >= self.limit:
@@ -98,7 +98,7 @@ class Stream:
         batch = batch_at(self.position, size=self.size)
         if self.position in self.spoil:
             batch["y"] = np.full_like(batch["y"], np.nan)
-        self.seen.append(self.position)
+        self.positions.append(self.position)
         self.position += 1
         return batch
 
