@@ -39,10 +39,10 @@ def test_one_file_several_files_and_half_precision(tmp_path):
     places = dict.fromkeys(TENSORS, "m-00001-of-00002.safetensors")
     index = {"weight_map": {**places, "c": "m-00002-of-00002.safetensors"}}
     (tmp_path / "m.safetensors.index.json").write_text(json.dumps(index))
-    opened = tensor_source.open_tensors(tmp_path)
-    assert opened.shapes == {"a": (2, 3), "b.bias": (3,), "c": (2,)}
-    np.testing.assert_array_equal(opened.read("a"), TENSORS["a"])
-    np.testing.assert_array_equal(opened.read("c").astype(np.float32), [1.5, -2.0])
+    source = tensor_source.open_tensors(tmp_path)
+    assert source.shapes == {"a": (2, 3), "b.bias": (3,), "c": (2,)}
+    np.testing.assert_array_equal(source.read("a"), TENSORS["a"])
+    np.testing.assert_array_equal(source.read("c").astype(np.float32), [1.5, -2.0])
     index["weight_map"]["d"] = "m-00002-of-00002.safetensors"
     (tmp_path / "m.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="lists 1 tensors that its files lack: d"):
@@ -61,13 +61,13 @@ def test_the_plain_file_is_preferred_to_its_half_precision_copy(tmp_path):
 @pytest.mark.skipif(not MAPS.is_file(), reason="needs Linux's list of what is in memory")
 def test_a_file_does_not_stay_in_memory(tmp_path):
     save_file(TENSORS, tmp_path / "weights.safetensors")
-    opened = tensor_source.open_tensors(tmp_path)
-    held = opened.read("a")
+    source = tensor_source.open_tensors(tmp_path)
+    array = source.read("a")
     assert str(tmp_path / "weights.safetensors") not in MAPS.read_text()
-    np.testing.assert_array_equal(held, TENSORS["a"])
+    np.testing.assert_array_equal(array, TENSORS["a"])
     (tmp_path / "weights.safetensors").unlink()
     with pytest.raises(UserError, match="is damaged or incomplete"):
-        opened.read("a")
+        source.read("a")
 
 
 def test_a_truncated_file_is_rejected(tmp_path):
