@@ -118,7 +118,7 @@ def test_nonsense_is_rejected(spec):
 
 @pytest.mark.parametrize("spec", ["0", "-3", "1001", "10,0", "10,501"])
 def test_counts_that_do_not_fit_their_section_are_rejected(spec):
-    with pytest.raises(UserError, match=r"ask for -?\d+ of a section of \d+ steps; give between 1"):
+    with pytest.raises(UserError, match=r"ask for -?\d+ of \d+ levels; they must ask for 1 to \d+"):
         grid(spec)
 
 

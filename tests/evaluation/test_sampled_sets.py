@@ -402,7 +402,7 @@ def test_prompts_of_any_language_have_a_clip_score_alone(run_dir, tmp_path, caps
         (["--images=0"], "--images is 0; it must be greater than 0"),
         (["--condition=z_img"], "unknown --condition 'z_img'"),
         (["--batch=0"], "--batch is 0; it must be greater than 0"),
-        (["--sampler=ddmi"], "unknown sampling.sampler 'ddmi'. Did you mean 'ddim'"),
+        (["--sampler=ddmi"], "unknown sampler 'ddmi'. Did you mean 'ddim'"),
         (["--guidance=-1"], "sampling.guidance_scale is -1"),
         (["--models=nowhere"], "nowhere is not a folder"),
     ],

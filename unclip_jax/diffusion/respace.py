@@ -164,8 +164,8 @@ def _sections(counts: list[int], num_timesteps: int, summed: bool) -> Int[np.nda
     ):
         if not 1 <= count <= len(section):
             raise UserError(
-                f"sampling steps ask for {count} of a section of {len(section)} steps; "
-                "give between 1 and its length."
+                f"sampling steps ask for {count} of {len(section)} levels; they must ask for 1 to "
+                f"{len(section)}."
             )
         stride = (len(section) - 1) / max(count - 1, 1)
         offsets = np.cumsum([0.0] + [stride] * (count - 1)) if summed else np.arange(count) * stride

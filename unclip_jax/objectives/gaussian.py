@@ -111,14 +111,14 @@ class DiffusionConfig:
         if self.distillation is None:
             if SAMPLERS[name].endpoints:
                 raise UserError(
-                    f"sampling.sampler is {name!r}, but this model was not trained by consistency "
+                    f"sampler is {name!r}, but this model was not trained by consistency "
                     "distillation; use 'ddim', or distil it (experiments/distill.py)."
                 )
             return
         method = distillation.METHODS[self.distillation.method]
         if name != method.sampler:
             raise UserError(
-                f"sampling.sampler is {sampling.sampler!r}, but this model was distilled for "
+                f"sampler is {sampling.sampler!r}, but this model was distilled for "
                 f"{method.sampler!r}; use that."
             )
         if not is_static(sampling.eta, 0.0):
@@ -192,7 +192,7 @@ class SamplingConfig:
                 allowed.
         """
         name, _, text = self.sampler.partition(":")
-        cls = SAMPLERS[one_of("sampling.sampler", name, SAMPLERS)]
+        cls = SAMPLERS[one_of("sampler", name, SAMPLERS)]
         own = {field.name for field in dataclasses.fields(self)}
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(cls) if f.name in own}
         return cls(**shared, **_options(cls, text, name=name, shared=own))
