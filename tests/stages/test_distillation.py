@@ -210,7 +210,7 @@ def test_rounds_follow_each_other_and_keep_the_first_guidance():
     [
         ({"guidance_scale": 2.0}, "guidance_scale is 2, but .* with guidance 1.5 .*; use 1.0"),
         ({"steps": "25"}, "sampling.steps is '25', but .* to 4 steps; use 'trailing4'"),
-        ({"sampler": "ancestral"}, "sampling.sampler is 'ancestral', but .* for 'ddim'; use that"),
+        ({"sampler": "ancestral"}, "sampler is 'ancestral', but .* for 'ddim'; use that"),
         ({"eta": 0.5}, "sampling.eta is not 0, but this model was distilled for steps without"),
     ],
 )
@@ -225,7 +225,7 @@ def test_consistency_models_take_any_number_of_steps_and_others_no_such_sampler(
     one = dataclasses.replace(cfg.sampling, steps="trailing1")
     assert dataclasses.replace(cfg, sampling=one).sampling.steps == "trailing1"
     with pytest.raises(
-        UserError, match="sampling.sampler is 'consistency', but this model was not"
+        UserError, match="sampler is 'consistency', but this model was not"
     ):
         gaussian.solver_and_plan(DECODER.diffusion, SamplingConfig(sampler="consistency"))
 
