@@ -1,12 +1,12 @@
 """Compares guidance by gradients with classifier-free guidance, on one decoder of captions.
 
-    python -m studies.gradient_guidance --models=RUN --judge=RUN2 --data=DATA \
+    python -m studies.gradient_guidance --models=RUN --scoring-clip=EXPORT --data=DATA \
         --clip=EXPORT --classifier=EXPORT --out=gradient_guidance.md
 
-RUN holds GLIDE's decoder, RUN2 a clean CLIP that no arm uses. All arms sample the same captions
-from the same noise. GLIDE (arXiv 2112.10741, figure 6) found that a noise-aware CLIP's own score
-rises fastest under its guidance, while people preferred classifier-free guidance; ADM (arXiv
-2105.05233, table 4) guides an unconditional decoder by a classifier.
+RUN holds GLIDE's decoder; the scoring CLIP is a clean one that no arm uses. All arms sample the
+same captions from the same noise. GLIDE (arXiv 2112.10741, figure 6) found that a noise-aware
+CLIP's own score rises fastest under its guidance, while people preferred classifier-free guidance;
+ADM (arXiv 2105.05233, table 4) guides an unconditional decoder by a classifier.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ from unclip_jax.models.clip import Clip
 from unclip_jax.stages import clip
 
 TITLE = "# Guidance by gradients in miniature\n\n"
-COLUMNS = ("followed", "joint", "shape", "guide", "judge", "diversity")
+COLUMNS = ("followed", "joint", "shape", "guide", "clip", "diversity")
 HEADS = ("caption followed", "all at once", "shape", "score of the guide", "of a clean CLIP")
 HEADS += ("diversity", "Fréchet distance")
 
@@ -83,13 +83,13 @@ def main(argv: Sequence[str]) -> None:
         "classifier": guided_sampling.load_guide(args.classifier),
     }
     engine = InferenceEngine.open(args.models, batch=BATCH)
-    judge = InferenceEngine(load.load_cascade(args.judge, prior_name=args.judge_chain), batch=BATCH)
+    scoring_clip = InferenceEngine(load.clip_cascade(args.scoring_clip), batch=BATCH)
     settings = {"split": args.split, "num": args.num, "images": args.images}
-    examples, _ = evaluation_set.select(judge, args.data, **settings)
+    examples, _ = evaluation_set.select(scoring_clip, args.data, **settings)
     rows: list[dict[str, Any]] = []
     for arm in ARMS:
         images = sample(engine, arm, examples, guides, seed=args.seed)
-        row = score(images, examples, judge=judge, guide=guides["clip"])
+        row = score(images, examples, scoring_clip=scoring_clip, guide=guides["clip"])
         rows.append(statistics.as_json({"name": arm.name, **row}))
         facts = {**provenance.environment(), **settings, "seed": args.seed}
         write(args.out, {**facts, "rows": rows})
@@ -105,8 +105,7 @@ def parser() -> Parser:
     )
     add = parser.add_argument
     add("--models", type=pathlib.Path, required=True, help="run with a decoder of captions")
-    add("--judge", type=pathlib.Path, required=True, help="run with a clean CLIP")
-    add("--judge-chain", default="dalle", help="chain of that run")
+    add("--scoring-clip", type=pathlib.Path, required=True, help="export of a clean CLIP")
     add("--data", required=True, help="prepared shapes")
     add("--clip", type=pathlib.Path, required=True, help="export of a noise-aware CLIP")
     add("--classifier", type=pathlib.Path, required=True, help="export of a classifier")
@@ -140,17 +139,17 @@ def sample(
 
 
 def score(
-    images: np.ndarray, examples: EvaluationSet, *, judge: InferenceEngine, guide: GuideModel
+    images: np.ndarray, examples: EvaluationSet, *, scoring_clip: InferenceEngine, guide: GuideModel
 ) -> dict[str, Any]:
     """Scores images by the checker, by the CLIP that guides and by one that does not."""
-    scored = scoring.score_images(judge, images, examples.captions)
+    scored = scoring.score_images(scoring_clip, images, examples.captions)
     spread = examples.diversity(scored.z)
     cells = {
         "followed": examples.mean(scored.followed),
         "joint": examples.mean(scored.correct["joint"]),
         "shape": examples.mean(scored.correct["shape"]),
         "guide": examples.mean(guide_scores(guide, images, examples.captions)),
-        "judge": examples.mean(scoring.cosine(scored.z, examples.z_txt)),
+        "clip": examples.mean(scoring.cosine(scored.z, examples.z_txt)),
         "diversity": statistics.interval(
             lambda rows: statistics.nan_mean(spread[rows]), examples.count
         ),

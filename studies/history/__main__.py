@@ -36,18 +36,18 @@ def main(argv: Sequence[str]) -> None:
     """Trains, measures and writes, system by system; the same command continues."""
     config = parse(argv)
     compilation_cache.use()
-    judge = InferenceEngine(load.load_cascade(config.models, prior_name="dalle"), batch=BATCH)
+    scorer = InferenceEngine(load.load_cascade(config.models, prior_name="dalle"), batch=BATCH)
     examples, true = evaluation_set.select(
-        judge, str(config.data), split=config.split, num=config.num, images=config.images
+        scorer, str(config.data), split=config.split, num=config.num, images=config.images
     )
     protocol_folder.claim(config.work, protocol_of(config), first=True)
-    rows = [statistics.as_json(measurement.true_images(true, examples, judge))]
+    rows = [statistics.as_json(measurement.true_images(true, examples, scorer))]
     step = examples.images_per_caption
     captions = list(examples.captions[::step][: config.rows])
-    columns = {"true image": scoring.reduce(true[::step], side=judge.cascade.image_size)}
+    columns = {"true image": scoring.reduce(true[::step], side=scorer.cascade.image_size)}
     for system in SYSTEMS:
         training.prepare(system, config)
-        row, images = measured(system, config, judge=judge, examples=examples)
+        row, images = measured(system, config, scorer=scorer, examples=examples)
         rows.append(row)
         columns[system.name] = images[::step]
         history_page.write_grid(config.out, columns, captions)
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measured(
-    system: System, config: HistoryConfig, *, judge: InferenceEngine, examples: EvaluationSet
+    system: System, config: HistoryConfig, *, scorer: InferenceEngine, examples: EvaluationSet
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Returns the row and the images of a system, from disk if it was measured before."""
     name = system.name.lower().replace(",", "").replace(" ", "_")
@@ -64,7 +64,7 @@ def measured(
     if path.is_file() and arrays.is_file():
         sys.stderr.write(f"{system.name}: measured already\n")
         return json.loads(path.read_text()), np.load(arrays)
-    row, images = measurement.measure(system, config, judge=judge, examples=examples)
+    row, images = measurement.measure(system, config, scorer=scorer, examples=examples)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(arrays, images)
     row = statistics.as_json(row)

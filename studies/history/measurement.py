@@ -24,22 +24,22 @@ COLUMNS = ("followed", "joint", "count", "colour", "shape", "relation", "binding
 
 
 def measure(
-    system: System, config: HistoryConfig, *, judge: InferenceEngine, examples: EvaluationSet
+    system: System, config: HistoryConfig, *, scorer: InferenceEngine, examples: EvaluationSet
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Samples and scores a system; returns its row, JSON-ready but for nan, and its images.
 
     Args:
         system: its run must be linked.
         config: of the study.
-        judge: its CLIP embeds the images of all systems.
+        scorer: its CLIP embeds the images of all systems.
         examples: the captions.
     """
     loaded = load.load_cascade(config.run(system.run), prior_name=system.prior)
     engine = InferenceEngine(loaded, batch=BATCH)
     options = SampleOptions(best_of=system.best_of)
     images, seconds = sample(engine, examples.captions, options, seed=config.seed)
-    images = scoring.reduce(images, side=judge.cascade.image_size)
-    scored = scoring.score_images(judge, images, examples.captions)
+    images = scoring.reduce(images, side=scorer.cascade.image_size)
+    scored = scoring.score_images(scorer, images, examples.captions)
     row = {
         "name": system.name,
         "paper": system.paper,
@@ -52,13 +52,13 @@ def measure(
     return row, images
 
 
-def true_images(images: np.ndarray, examples: EvaluationSet, judge: InferenceEngine) -> Any:
+def true_images(images: np.ndarray, examples: EvaluationSet, scorer: InferenceEngine) -> Any:
     """Returns the row of the true images of the captions, reduced to the common size."""
-    images = scoring.reduce(images, side=judge.cascade.image_size)
+    images = scoring.reduce(images, side=scorer.cascade.image_size)
     return {
         "name": "true images",
         "paper": "",
-        **scores(examples, scoring.score_images(judge, images, examples.captions)),
+        **scores(examples, scoring.score_images(scorer, images, examples.captions)),
     }
 
 

@@ -65,7 +65,8 @@ def parse(argv: Sequence[str]) -> ImagenStudyConfig:
     for name in only:
         one_of("--only", name, FINDINGS)
     stages = load.find_stages(args.models, required=IMAGEN_STAGES)
-    load.find_stages(args.unclip, required=UNCLIP_STAGES)
+    needed = UNCLIP_STAGES if not only or "unclip" in only else ("clip",)
+    load.find_stages(args.unclip, required=needed)
     work = args.work or args.models.with_name(f"{args.models.resolve().name}_study")
     config = ImagenStudyConfig(
         models=args.models,
@@ -94,7 +95,12 @@ def parser() -> Parser:
     )
     add = parser.add_argument
     add("--models", type=pathlib.Path, required=True, help="run of Imagen's miniature")
-    add("--unclip", type=pathlib.Path, required=True, help="run of unCLIP's, whose CLIP judges")
+    add(
+        "--unclip",
+        type=pathlib.Path,
+        required=True,
+        help="run of unCLIP, whose CLIP embeds all images",
+    )
     add("--data", type=pathlib.Path, required=True, help="prepared shapes")
     add("--work", type=pathlib.Path, help="folder of upsamplers and results [MODELS_study]")
     add("--out", type=pathlib.Path, help="report [WORK/imagen_findings.md]")
@@ -106,7 +112,9 @@ def parser() -> Parser:
 
 def protocol_of(config: ImagenStudyConfig) -> dict[str, Any]:
     """Returns what must be equal for findings to share a report; JSON-ready."""
-    runs = {"imagen": (config.models, IMAGEN_STAGES), "unclip": (config.unclip, UNCLIP_STAGES)}
+    exported = load.find_stages(config.unclip, required=("clip",))
+    unclip = tuple(stage for stage in UNCLIP_STAGES if stage in exported)
+    runs = {"imagen": (config.models, IMAGEN_STAGES), "unclip": (config.unclip, unclip)}
     return {
         **{name: getattr(config, name) for name in ("split", "num", "images", "seed", "steps")},
         **{

@@ -13,7 +13,7 @@ class ImagenStudyConfig(StudyConfig):
 
     Attributes:
         models: run directory of Imagen: text encoder, base model and any upsampler.
-        unclip: run directory of unCLIP, whose CLIP judges all images.
+        unclip: run directory of unCLIP, whose CLIP embeds all images.
         size: of the experiments, that of the base model.
         steps: training steps of each upsampler; None = as their experiment says.
         only: names of findings; () = all.

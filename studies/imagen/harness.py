@@ -36,22 +36,23 @@ class Harness:
         config: of the study.
         engine: name of a chain or an upsampler's run -> its engine; upsamplers are trained on first
             use.
-        judge: the chain whose CLIP embeds all images.
+        scorer: the CLIP of unCLIP's run, which embeds all images.
         examples: the captions.
         true: [images h w 3] uint8, their true images.
     """
 
     def __init__(self, config: ImagenStudyConfig):
-        """Loads the judge and embeds the captions.
+        """Loads the CLIP and embeds the captions.
 
         Raises:
             UserError: no such models or data, or too few examples.
         """
         self.config = config
         self.engine = functools.cache(self._open)
-        self.judge: InferenceEngine = self.engine(UNCLIP)
+        clip = load.clip_cascade(config.unclip / "clip" / "export")
+        self.scorer = InferenceEngine(clip, batch=BATCH)
         self.examples, self.true = evaluation_set.select(
-            self.judge,
+            self.scorer,
             str(config.data),
             split=config.split,
             num=config.num,
@@ -123,7 +124,7 @@ class Harness:
 
     def score(self, images: np.ndarray) -> ScoredImages:
         """Scores one image per caption."""
-        return scoring.score_images(self.judge, images, self.examples.captions)
+        return scoring.score_images(self.scorer, images, self.examples.captions)
 
 
 def _engine(folder: Any, chain: str) -> InferenceEngine:

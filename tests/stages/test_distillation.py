@@ -224,9 +224,7 @@ def test_consistency_models_take_any_number_of_steps_and_others_no_such_sampler(
     cfg = student(DECODER, steps=32, method="consistency")
     one = dataclasses.replace(cfg.sampling, steps="trailing1")
     assert dataclasses.replace(cfg, sampling=one).sampling.steps == "trailing1"
-    with pytest.raises(
-        UserError, match="sampler is 'consistency', but this model was not"
-    ):
+    with pytest.raises(UserError, match="sampler is 'consistency', but this model was not"):
         gaussian.solver_and_plan(DECODER.diffusion, SamplingConfig(sampler="consistency"))
 
 

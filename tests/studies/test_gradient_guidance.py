@@ -15,20 +15,21 @@ from unclip_jax.inference import guided_sampling
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """GLIDE with a classifier and a noise-aware CLIP beside it, DALL-E as judge, a small world."""
+    """GLIDE with a classifier and a noise-aware CLIP beside it, a clean CLIP, a small world."""
     root = tmp_path_factory.mktemp("guidance")
     files = {"decoder": "glide"}
     glide = cascades.write(root / "glide", names=("decoder", "classifier"), files=files)
     cascades.write_guide(glide)
-    judge = cascades.write(root / "judge", names=("clip", "dvae", "dalle"))
+    clean = cascades.write(root / "clean", names=("clip",))
     inputs = ["shapes:train=64,validation=16", f"--out={root}/data"]
-    prepare.main([*inputs, f"--tokenizer={judge}/tokenizer"])
+    prepare.main([*inputs, f"--tokenizer={clean}/tokenizer"])
     return root
 
 
 def command(folders, out, *more):
-    words = [f"--models={folders}/glide", f"--judge={folders}/judge", f"--data={folders}/data"]
-    words += [f"--clip={folders}/glide/guide/export", f"--out={out}", "--num=2"]
+    words = [f"--models={folders}/glide", f"--scoring-clip={folders}/clean/clip/export"]
+    words += [f"--data={folders}/data", f"--out={out}", "--num=2"]
+    words += [f"--clip={folders}/glide/guide/export"]
     return [*words, f"--classifier={folders}/glide/classifier/export", *more]
 
 

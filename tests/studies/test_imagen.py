@@ -24,6 +24,7 @@ from unclip_jax import prepare
 from unclip_jax.core.checks import UserError
 from unclip_jax.handoff import load as exports
 from unclip_jax.handoff.export import replace_manifest
+from unclip_jax.inference import load
 
 STEPS = 6
 
@@ -152,6 +153,28 @@ def test_the_page_has_its_own_introduction_and_the_rules_of_verdicts():
     assert "gain: 0.50 [0.40, 0.60] | agrees |" in text
     assert "| baseline |" not in text  # no upsampler has been trained
     assert "Not measured yet: Dynamic thresholding (`thresholds`)" in text
+
+
+def test_findings_on_upsamplers_need_only_the_clip_of_unclip_s_run(folders, tmp_path):
+    clip_alone = tmp_path / "clip_alone"
+    clip_alone.mkdir()
+    (clip_alone / "clip").symlink_to(folders / "unclip" / "clip")
+    words = [*command(folders, tmp_path / "work"), f"--unclip={clip_alone}"]
+    config = imagen.parse([*words, "--only=augmentation,topologies"])
+    assert "unclip clip" in imagen.protocol_of(config)
+    assert "unclip prior" not in imagen.protocol_of(config)
+    complete = imagen.parse(command(folders, tmp_path / "work", "--only=augmentation"))
+    assert {"unclip clip", "unclip prior"} <= imagen.protocol_of(complete).keys()
+    for only in ((), ("--only=thresholds,unclip",)):
+        with pytest.raises(UserError, match="prior"):
+            imagen.parse([*words, *only])
+
+
+def test_the_clip_that_scores_is_that_of_unclip_s_run(folders, tmp_path):
+    study = harness.Harness(imagen.parse(command(folders, tmp_path)))
+    engine = harness.InferenceEngine(load.load_cascade(folders / "unclip"), batch=4)
+    scores = study.score(study.true)
+    np.testing.assert_allclose(scores.z, engine.image_embeddings(list(study.true)), atol=1e-5)
 
 
 @pytest.mark.nightly

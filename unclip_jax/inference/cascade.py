@@ -163,7 +163,8 @@ class Cascade:
 
     def embedding(self, z: Embedding) -> Embedding:
         """Returns a raw CLIP embedding in the form in which prior and decoder exchange it."""
-        raw = getattr(self.stage("decoder").config, "embedding", "unit") == "raw"
+        decoders = self.of_role("decoder")
+        raw = any(getattr(own.config, "embedding", "unit") == "raw" for own in decoders)
         return z if raw else unit(z)
 
     def upsampler_params(self, params: Mapping[str, Params]) -> list[Params]:

@@ -269,6 +269,18 @@ def load_clip(directory: pathlib.Path) -> tuple[clip.ClipStageConfig, Any, Manif
     return _load_stage(directory, "clip", article="a CLIP")
 
 
+def clip_cascade(directory: pathlib.Path) -> LoadedCascade:
+    """Loads an exported CLIP as a cascade of one stage, which embeds images and captions.
+
+    Raises:
+        UserError: there is no complete export in `directory`, or it is no CLIP.
+    """
+    cfg, params, card = load_clip(directory)
+    cascade = Cascade((CascadeStage("clip", cfg, ()),))
+    tokenizers = {"clip": load.tokenizer_dir(directory)}
+    return LoadedCascade(cascade, {"clip": params}, {"clip": card}, tokenizers)
+
+
 def load_text_encoder(
     directory: pathlib.Path,
 ) -> tuple[text_encoder.TextEncoderStageConfig, Any, Manifest]:
