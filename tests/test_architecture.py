@@ -355,7 +355,7 @@ def test_no_package_dominates():
 
 
 def test_headlines_and_names_are_idiomatic():
-    assert not apply_rule(unidiomatic, [*SOURCES, *PROGRAMS])
+    assert not apply_rule(unidiomatic, EVERYTHING)
 
 
 def test_configs_and_records_are_values():
