@@ -1,4 +1,4 @@
-"""How XLA compiles in tests: for several pretended devices, and quickly rather than thoroughly.
+"""Settings of XLA for tests: several simulated devices, and quick compilation.
 
 Most of the tests' time is the compilation of programs that then run for milliseconds. Without
 LLVM's optimisations and XLA's MLIR emitters a program compiles in a quarter of the time (the

@@ -181,7 +181,7 @@ def training(run_dir, stage, workdir):
 
 @pytest.mark.nightly
 def test_a_prior_that_reads_clip_and_the_last_upsampler_train_and_draw(whole_run, tmp_path):
-    """What no other test here trains: the other reading of captions, and 32 -> 64 px."""
+    """Trains the two remaining options: captions read through CLIP, and 32 -> 64 px."""
     run_dir = whole_run
     other = tmp_path / "run"
     other.mkdir()

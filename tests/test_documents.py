@@ -224,7 +224,7 @@ def test_modules_that_the_words_name_exist(document):
 
 @functools.cache
 def _cheap() -> list[tuple[str, Words]]:
-    """What is carried out: (document, words)."""
+    """Returns the commands that are carried out: (document, words)."""
     return [
         (document, words)
         for document in DOCUMENTS

@@ -47,7 +47,7 @@ def known_flags(module: str) -> set[str]:
 
 @functools.cache
 def has_config_key(config: str, key: str) -> bool:
-    """Whether the experiment "path.py:size" has the dotted key."""
+    """Returns True if the experiment "path.py:size" has the dotted key."""
     group = files.get_config(config)
     for part in key.split("."):
         if part not in group:
@@ -218,7 +218,7 @@ def cascade(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProces
 
 
 def calls(folder: pathlib.Path) -> list[str]:
-    """What was run since the last look, by its result."""
+    """Returns the commands that were run since the last call, by their results."""
     lines = (folder / "calls").read_text().splitlines() if (folder / "calls").exists() else []
     (folder / "calls").unlink(missing_ok=True)
     return [re.findall(r"--(?:workdir|out)=runs/shapes/(\w+)", line)[0] for line in lines]

@@ -159,7 +159,7 @@ VERBS = {
 
 
 def actions(tools: pathlib.Path) -> list[str]:
-    """What was done with the slice, apart from looking at it."""
+    """Returns the commands that changed the slice."""
     calls = re.split(r"^(?=compute|config)", (tools / "calls").read_text(), flags=re.MULTILINE)
     result = [[verb for part, verb in VERBS.items() if part in call] for call in calls]
     return [verb for verbs in result for verb in verbs]

@@ -59,7 +59,7 @@ def forward_by_hand(params, x, visible, *, heads, quick):
 
 
 def turns(function, *arguments):
-    """How often the body of the scan in a function is run."""
+    """Returns the number of times that the body of the scan in a function is run."""
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     (scan,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
     return scan.params["length"] // scan.params["unroll"]
@@ -120,7 +120,7 @@ def test_remat_changes_no_gradient(variables, remat):
 
 
 def test_remat_stores_less(variables):
-    """What the backward pass keeps: more without remat than with "dots", least with "block"."""
+    """The backward pass keeps most without remat, less with "dots", and least with "block"."""
     stored = {}
     for policy in ("none", "dots", "block"):
         module = Transformer(dataclasses.replace(TINY, remat=policy))

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: how moments are counted, and all of it on a small stage."""
+"""The profile of a step: how moments are counted, and all of it on a small stage."""
 
 import jax
 import pytest

@@ -22,7 +22,7 @@ FILES = {
 
 
 def captions(*arguments: str) -> tuple[str, ...]:
-    """What `sample` with these arguments asks for."""
+    """Returns the captions that `sample` takes from these arguments."""
     command, rest = request_command.choose([*arguments, "--models=runs/none", "--out=x.png"])
     args = request_command.parser(command).parse_args(rest)
     request, _ = request_command.parse(command, args)

@@ -1,4 +1,4 @@
-"""What a conversion holds in memory: one stage, and of the files one tensor at a time."""
+"""Memory of a conversion: one stage, and one tensor of the files at a time."""
 
 import tracemalloc
 import weakref

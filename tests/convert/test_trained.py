@@ -1,4 +1,4 @@
-"""What is trained here in Karlo's form goes to the layout of diffusers and comes back."""
+"""Stages that are trained here in Karlo's form go to the layout of diffusers and come back."""
 
 import dataclasses
 import json

@@ -117,7 +117,7 @@ def test_single_failures_do_not_add_up():
 
 
 def test_a_faulty_store_gives_the_same_bytes(monkeypatch):
-    """What TensorStore gives up at the first failure, fsspec repeats."""
+    """A read that TensorStore gives up at the first failure is repeated by fsspec."""
     monkeypatch.setattr(storage, "PAUSE", 0.0)
     with object_stores.faulty_google(share=0.4, seed=1) as counts:
         url = Url(f"gs://{object_stores.BUCKET}/x")

@@ -111,7 +111,7 @@ def test_the_precision_on_disk_is_known(tmp_path: pathlib.Path):
 
 
 def test_rows_of_some_records_state_which(tmp_path: pathlib.Path):
-    """Where embeddings were joined by key, the tables have a column with the record's number."""
+    """Tables of embeddings that were joined by key have a column with the record's number."""
     assert write(tmp_path / "all").records() is None
     foreign(tmp_path / "some", [4, 6])
     numbers = [7, 3, 4, 20, 0, 1, 2, 9, 8, 30]

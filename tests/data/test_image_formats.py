@@ -193,7 +193,7 @@ def test_a_jpeg_keeps_how_colours_are_stored_and_no_other_metadata():
 
 
 def test_the_coded_pixels_of_a_jpeg_are_not_searched():
-    """What looks like a comment in them stays, as does all that follows."""
+    """Bytes in them that look like a comment stay, as does all that follows."""
     whole = jpeg()
     start = whole.index(b"\xff\xda")
     data = whole[: start + 14] + segment(0xFE, b"no comment") + exif(6) + whole[start + 14 :]

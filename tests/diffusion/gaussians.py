@@ -57,7 +57,7 @@ def mixture_denoiser(*, schedule: Schedule = FULL) -> Denoiser:
 def mixture_flow(
     x_T: Float[np.ndarray, " n"], *, schedule: Schedule = FULL
 ) -> Float[np.ndarray, " n"]:
-    """Where the exact probability flow carries x_T: to the first level, then to the mean of x_0.
+    """Carries x_T along the exact probability flow to the first level, then to the mean of x_0.
 
     In one dimension the flow keeps order and carries each marginal into the next, so it keeps
     quantiles: x_s = F_s^-1(F_t(x_t)). No equation has to be solved step by step.

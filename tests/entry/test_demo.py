@@ -1,4 +1,4 @@
-"""What the demo command rejects before it loads anything."""
+"""Inputs that the demo command rejects before it loads anything."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""Which processes there are, from flags and environment, and a bounded wait for them."""
+"""The processes of a run, from flags and environment, and a bounded wait for them."""
 
 import os
 import pathlib

@@ -63,7 +63,7 @@ def test_a_batch_gets_the_features_in_place_of_its_tokens(folder):
 
 
 def test_stored_features_make_the_same_batches(folder):
-    """Where there is a token; behind the last one no stage looks."""
+    """Slots behind the last token differ, but this stage does not read them."""
     computed = experiment(folder)
     stored = experiment(folder, text_features=str(folder / "features"))
     assert computed.identity() == stored.identity()

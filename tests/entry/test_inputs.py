@@ -1,4 +1,4 @@
-"""What a stage takes from its training embeddings before the first step."""
+"""Fields that a stage takes from its training embeddings before the first step."""
 
 import contextlib
 import dataclasses
@@ -186,7 +186,7 @@ def uneven(tmp_path_factory):
 
 
 def held_out(path, split, **changes):
-    """What training checks before its first step."""
+    """Returns the held-out batches that training checks before its first step."""
     mine = clip_run(path)
     train = dataclasses.replace(mine.train, **changes)
     data = dataclasses.replace(mine.data, eval_split=split)

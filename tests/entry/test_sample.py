@@ -130,7 +130,7 @@ def test_samplers_are_chosen_on_the_command_line(run_dir, tmp_path, monkeypatch)
         (["x", "--best-of=64", "--num=65"], r"number of images is 4160; it must lie in"),
         (
             ["x", "--sampler=quick"],
-            "unknown sampling.sampler 'quick'. Known: ancestral, consistency, ddim",
+            "unknown sampler 'quick'. Known: ancestral, consistency, ddim",
         ),
         (
             ["x", "--by-stage", "--previews=2"],

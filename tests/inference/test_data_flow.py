@@ -1,4 +1,4 @@
-"""What each result of a chain depends on, as a table, for every kind of chain.
+"""Dependencies of each result of a chain, as a table, for every kind of chain.
 
 The stages are replaced by sums of what they read and a draw from their keys, so that a result
 differs exactly if something that it depends on does. That each stage itself reads its conditions

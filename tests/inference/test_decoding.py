@@ -261,7 +261,7 @@ def test_options_of_a_sampler_follow_its_name():
         ("edm:s_churn=-1", "s_churn is -1.0; it must lie in"),
         ("heun:rho=7", "the sampler 'heun' has no option 'rho'. It has no options of its own."),
         ("ddim:eta=0.5", "the sampler 'ddim' has no option 'eta'"),
-        ("emd", "unknown sampling.sampler 'emd'. Did you mean 'edm'"),
+        ("emd", "unknown sampler 'emd'. Did you mean 'edm'"),
     ],
 )
 def test_wrong_options_of_a_sampler_are_rejected(sampler, message):

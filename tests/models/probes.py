@@ -1,4 +1,4 @@
-"""What the tests of several networks need: parameters away from zero, and views of them."""
+"""Parameters away from zero and views of them, for the tests of several networks."""
 
 import functools
 import importlib.util

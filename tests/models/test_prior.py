@@ -45,7 +45,7 @@ def plain():
 
 
 def test_the_sequence_is_caption_z_txt_time_x_t_query(plain, monkeypatch):
-    """What enters the transformer, slot by slot, less the learned positions."""
+    """The transformer's input is checked slot by slot, less the learned positions."""
     calls = []
     call = Transformer.__call__
 

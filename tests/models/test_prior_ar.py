@@ -58,7 +58,7 @@ def plain():
 
 
 def test_the_sequence_is_z_txt_dot_codes_beside_the_caption(plain, monkeypatch):
-    """What enters the latent decoder, slot by slot, less the learned positions."""
+    """The latent decoder's input is checked slot by slot, less the learned positions."""
     calls = []
     call = CausalTransformer.__call__
 

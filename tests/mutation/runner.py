@@ -62,7 +62,7 @@ UNKNOWN_SECONDS = 60.0  # of a test file that was not recorded
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What the tests showed of a mutant.
+    """The result of running the tests on a mutant.
 
     Attributes:
         mutant: the change.

@@ -1,4 +1,4 @@
-"""What the operators change, on a line each, and that the lists fit the code as it is."""
+"""Mutation operators on a line each, and lists that must fit the code as it is."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What the diffusion stages share: thresholds that leave a prediction consistent."""
+"""The objective that diffusion stages share: thresholds that leave a prediction consistent."""
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ def test_every_sampler_ends_in_the_x_0_of_a_denoiser_that_knows_it(sampler):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"sampler": "dpmpp_2"}, "unknown sampling.sampler 'dpmpp_2'. Did you mean 'dpmpp_2m'"),
+        ({"sampler": "dpmpp_2"}, "unknown sampler 'dpmpp_2'. Did you mean 'dpmpp_2m'"),
         ({"variance": "tabel"}, "unknown sampling.variance 'tabel'. Did you mean 'table'"),
         ({"threshold": "dynamc"}, "unknown sampling.threshold 'dynamc'. Did you mean 'dynamic'"),
     ],

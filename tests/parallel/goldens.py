@@ -1,4 +1,4 @@
-"""How every experiment of the paper's size is sharded, as text to be reviewed when it changes.
+"""The sharding of every experiment of the paper's size, as text to review when it changes.
 
     python -m tests.parallel.goldens     # writes shardings.json anew
 

@@ -90,7 +90,7 @@ def pipeline(sizes, folder):
 
 @contextlib.contextmanager
 def recorded_noise(seed=1):
-    """What the schedulers draw, in order; by shape, which no two stages share."""
+    """Records the noise that schedulers draw, in order, by shape, which no two stages share."""
     generator, noises = torch.Generator().manual_seed(seed), {}
 
     def draw(shape, **unused):

@@ -140,7 +140,7 @@ class Mlp(nn.Module):
 
 
 class Network(nn.Module):
-    """What both have: embeddings of the timestep, and the transformer."""
+    """The parts that both have: embeddings of the timestep, and the transformer."""
 
     def __init__(self, dim, num_timesteps, num_time_embeds, **options):
         super().__init__()

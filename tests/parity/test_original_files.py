@@ -105,7 +105,7 @@ TEXT_PROJ = {
 
 
 def decoder_file(pipe, network):
-    """What decoder*.ckpt holds: the projection and the U-Net."""
+    """Returns the contents of decoder*.ckpt: the projection and the U-Net."""
     case = undone(pipe.decoder, original.unet_views(network), "model.")
     for name, tensor in pipe.text_proj.state_dict().items():
         (old, new), *none = ((o, n) for o, n in TEXT_PROJ.items() if name.startswith(o))

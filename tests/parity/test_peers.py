@@ -37,7 +37,7 @@ def test_both_sides_have_the_same_parameters(name):
 
 
 def extras(params):
-    """What stands before the decoder's network beyond its three projections: null, norm."""
+    """Returns the parts before the decoder's network beyond its three projections: null, norm."""
     names = ("null_z", "text_norm")
     return sum(x.size for name in names for x in jax.tree.leaves(params.get(name, ())))
 

@@ -1,4 +1,4 @@
-"""What is read off compiled programs equals what the programs were written to do."""
+"""Costs read off compiled programs equal those that the programs were written to have."""
 
 import functools
 

@@ -22,8 +22,8 @@ def test_a_decoder_samples_from_the_embedding_that_it_reads(condition):
     assert inputs[condition].shape == (2, config.model.z_dim)
 
 
-def drawn_shape(stage, config):
-    """What the sampling function of a plan returns, from shapes alone."""
+def output_shape(stage, config):
+    """Returns the output shape of the sampling function of a plan, from shapes alone."""
     boxed = jax.eval_shape(stage_entry(stage).make(config).init, jax.random.key(0))
     params = nn.meta.unbox(boxed)
     draw, inputs = sampling.function(stage, config, batch_size=2)
@@ -40,13 +40,13 @@ def drawn_shape(stage, config):
 )
 def test_stages_that_read_clip_s_features_are_given_them(stage, config, shape, scale):
     few = dataclasses.replace(config.sampling, guidance_scale=scale, steps="2")
-    assert drawn_shape(stage, dataclasses.replace(config, sampling=few)) == shape
+    assert output_shape(stage, dataclasses.replace(config, sampling=few)) == shape
 
 
 def test_a_prior_whose_variance_table_is_measured_later_can_be_planned_for():
     overrides = ["--config.model.sampling.variance=table"]
     config = loading.read("experiments/prior.py:tiny", overrides=overrides).model
-    assert drawn_shape("prior", config) == (2, config.model.embed_dim)
+    assert output_shape("prior", config) == (2, config.model.embed_dim)
 
 
 def test_a_stage_that_generates_nothing_is_rejected():

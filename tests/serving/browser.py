@@ -20,7 +20,7 @@ FLAGS = [
 
 
 def program():
-    """Where Chromium is, or None."""
+    """Returns the path of Chromium, or None."""
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     return next(filter(None, map(shutil.which, names)), None)
 

@@ -1,4 +1,4 @@
-"""What every scene of the world must satisfy, over thousands of them."""
+"""Properties of every scene of the world, over thousands of them."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""Which inputs matter to which example: in training, in evaluation and in sampling, per stage.
+"""Dependence of each example on the inputs in training, evaluation and sampling, per stage.
 
 Networks are small and their parameters random, none of them zero, so that what could depend does.
 """

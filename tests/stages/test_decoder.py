@@ -199,7 +199,7 @@ def test_it_learns_from_what_is_known(inpainter):
 
 
 def test_a_hole_is_filled_by_a_decoder_that_sees_around_it(inpainter):
-    """What is predicted depends on what lies outside of the hole, and on nothing behind it."""
+    """The prediction depends on pixels outside of the hole, and on nothing behind it."""
     cfg, stage, params = inpainter
     batch = jax.tree.map(jnp.asarray, tiny.random_batch(stage, 2))
     condition = condition_of(batch)

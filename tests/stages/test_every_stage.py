@@ -1,4 +1,4 @@
-"""What every stage promises, whatever it is."""
+"""Properties of every stage of the registry."""
 
 import jax
 import jax.numpy as jnp

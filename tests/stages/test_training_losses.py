@@ -40,7 +40,7 @@ class Case(NamedTuple):
     batch: dict[str, jax.Array]
 
     def x_0(self):
-        """What the chain noises, in float64."""
+        """Returns the clean input of the chain in float64."""
         if self.module is not prior:
             return np.float64(self.batch["image"])
         z = np.float64(self.batch["z_img"])

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from studies import claims, evaluation_set, statistics
+from studies import claims, evaluation_set, scoring, statistics
 from studies.findings import report_page
 from studies.imagen import (
     __main__ as imagen,
@@ -173,8 +173,8 @@ def test_findings_on_upsamplers_need_only_the_clip_of_unclip_s_run(folders, tmp_
 def test_the_clip_that_scores_is_that_of_unclip_s_run(folders, tmp_path):
     study = harness.Harness(imagen.parse(command(folders, tmp_path)))
     engine = harness.InferenceEngine(load.load_cascade(folders / "unclip"), batch=4)
-    scores = study.score(study.true)
-    np.testing.assert_allclose(scores.z, engine.image_embeddings(list(study.true)), atol=1e-5)
+    expected = scoring.score_images(engine, study.true, study.examples.captions).z
+    np.testing.assert_allclose(study.score(study.true).z, expected, atol=1e-5)
 
 
 @pytest.mark.nightly

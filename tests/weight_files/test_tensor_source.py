@@ -1,4 +1,4 @@
-"""What is read from whom, and what is rejected before anything is loaded."""
+"""Tensors of files and folders, and those that are rejected before anything is loaded."""
 
 import json
 import pathlib
