@@ -31,7 +31,7 @@ def run_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def traces():
-    """Records the arguments that `decoding.decode` is traced with; running a compiled program adds nothing."""
+    """Records the arguments of each trace of `decoding.decode`; a compiled program adds none."""
     options, original = [], decoding.decode
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
