@@ -8,10 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unclip_jax.convert import abstract, clip_tensors, openai_clip
+from unclip_jax.convert import (
+    abstract,
+    clip_tensors,
+    clip_text_encoder,
+    importing,
+    openai_clip,
+    standalone_clip,
+)
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
+from unclip_jax.inference.load import load_text_encoder
 from unclip_jax.models.clip import Clip
+from unclip_jax.models.language_encoder import LanguageEncoder
+from unclip_jax.tokenization import caption_tokenizer
 from unclip_jax.weight_files import tensor_source, tensor_table
 
 MEAN = jnp.array([0.48145466, 0.4578275, 0.40821073])[None, None, None]
@@ -41,6 +51,33 @@ def run(cfg, params, method, *inputs):
 def images(case):
     """The recorded, standardised pixels as our images in [-1, 1]."""
     return (case.images("pixel_values") * STD + MEAN) * 2.0 - 1.0
+
+
+@pytest.mark.parametrize("name", ["clip_qg", "clip_gelu"])
+def test_the_text_tower_as_imagen_s_encoder_is_the_penultimate_layer(recordings, name):
+    case = recordings.case(name)
+    (clip,) = standalone_clip.clip_from(recordings.model(name))
+    part = clip_text_encoder.stage(clip, context=None)
+    part.check()
+    ids, mask = case.argument("ids_pad0"), case.argument("mask_pad0").astype(bool)
+    params = {"params": jax.tree.map(jnp.asarray, part.params())}
+    with jax.default_matmul_precision("highest"):
+        features = LanguageEncoder(part.config["model"]).apply(params, ids, mask)
+    expected = case.arrays["out_text_hidden_states"][-2]  # the last is that of the last block
+    np.testing.assert_allclose(features[mask], expected[np.asarray(mask)], atol=2e-5)
+    with pytest.raises(UserError, match="trained on 77 tokens at most"):
+        clip_text_encoder.stage(clip, context=78)
+
+
+def test_a_clip_is_converted_to_a_text_encoder_with_its_tokenizer(recordings, tmp_path):
+    words = " ".join(["a red circle above a blue square"] * 3)
+    caption_tokenizer.train([words], vocab_size=600).save(tmp_path / "tokenizer")
+    options = importing.ImportOptions(stages=("text_encoder",), tokenizer=tmp_path / "tokenizer")
+    written = importing.convert([recordings.model("clip_qg")], tmp_path / "run", options=options)
+    assert written == ["text_encoder"]
+    cfg, _, card = load_text_encoder(tmp_path / "run" / "text_encoder" / "export")
+    assert (cfg.model.family, cfg.model.context, card.text_width) == ("clip", 77, 32)
+    assert card.text_encoder_id and card.clip_id is None
 
 
 @pytest.mark.parametrize("name", ["clip_qg", "clip_gelu"])

@@ -11,6 +11,7 @@ import scipy.special
 from tests.models import probes
 from unclip_jax.core.checks import UserError
 from unclip_jax.models.language_encoder import (
+    FAMILIES,
     LanguageEncoder,
     LanguageEncoderBlock,
     LanguageEncoderConfig,
@@ -29,7 +30,7 @@ def test_distances_share_rows_from_the_borders_on():
     np.testing.assert_array_equal(rows[:, 0][1:], behind)
 
 
-@pytest.mark.parametrize("family", ["t5", "bert"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_real_tokens_depend_neither_on_padding_nor_on_the_length(family):
     tokens = jax.random.randint(jax.random.key(0), (2, 9), 0, 30)
     mask = jnp.arange(9)[None] < jnp.array([[5], [3]])
@@ -42,13 +43,14 @@ def test_real_tokens_depend_neither_on_padding_nor_on_the_length(family):
         x = probes.apply(LanguageEncoder(cfg), params, ids[:, :length], mask[:, :length])
         visible = mask[:, :length, None]
         np.testing.assert_allclose(x * visible, full[:, :length] * visible, atol=1e-6)
-    unmasked = probes.apply(LanguageEncoder(long), params, tokens, mask | True)
-    assert np.abs(full - unmasked).max() > 1e-3
+    if family != "clip":  # whose padding is behind the tokens that could see it
+        unmasked = probes.apply(LanguageEncoder(long), params, tokens, mask | True)
+        assert np.abs(full - unmasked).max() > 1e-3
 
 
-@pytest.mark.parametrize("family", ["t5", "bert"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_layer_by_hand(family):
-    """T5: norms before, no scale, a gate; BERT: norms behind, scaled by the head width, biases."""
+    """T5: norms before, no scale, a gate; BERT: norms behind, scaled, biases; CLIP: before."""
     cfg = LanguageEncoderConfig(family, context=4, eps=1e-6, **SIZES)
     x = np.random.default_rng(0).normal(size=(1, 4, 16))
     bias = np.random.default_rng(1).normal(size=(1, 1, 1, 4))
@@ -68,7 +70,7 @@ def test_a_layer_by_hand(family):
 
     def attention(x):
         q, k, v = (dense(name, x).reshape(1, 4, 2, 12) for name in "qkv")
-        scores = np.einsum("bqhd,bkhd->bhqk", q, k) / (np.sqrt(12) if family == "bert" else 1)
+        scores = np.einsum("bqhd,bkhd->bhqk", q, k) / (1 if family == "t5" else np.sqrt(12))
         weights = scipy.special.softmax(scores + bias, axis=-1)
         return dense("out", np.einsum("bhqk,bkhd->bqhd", weights, v).reshape(1, 4, 24))
 
@@ -76,13 +78,26 @@ def test_a_layer_by_hand(family):
         if family == "bert":
             up = dense("up", x)
             return dense("down", up * scipy.special.ndtr(up))
+        if family == "clip":
+            up = dense("up", x)
+            return dense("down", up * scipy.special.expit(1.702 * up))
         gate = dense("gate", x)
         tanh = np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3))
         return dense("down", 0.5 * gate * (1 + tanh) * dense("up", x))
 
     for name, layer in (("attention_norm", attention), ("mlp_norm", mlp)):
-        x = x + layer(norm(name, x)) if family == "t5" else norm(name, x + layer(x))
+        x = norm(name, x + layer(x)) if family == "bert" else x + layer(norm(name, x))
     np.testing.assert_allclose(module.apply(variables, *inputs)[0], x, atol=2e-4)
+
+
+def test_clip_s_tokens_see_those_before_them_alone():
+    cfg = LanguageEncoderConfig("clip", context=6, **SIZES)
+    tokens, mask = jnp.arange(6)[None], jnp.ones((1, 6), bool)
+    params = probes.fresh(LanguageEncoder(cfg), tokens, mask)
+    x = probes.apply(LanguageEncoder(cfg), params, tokens, mask)
+    y = probes.apply(LanguageEncoder(cfg), params, tokens.at[0, 3].set(20), mask)
+    np.testing.assert_array_equal(x[:, :3], y[:, :3])
+    assert np.abs(x - y)[0, 3:].max(axis=-1).min() > 1e-3
 
 
 def test_a_context_longer_than_in_training_is_rejected():

@@ -10,7 +10,7 @@ transformers = pytest.importorskip("transformers")
 sentencepiece = pytest.importorskip("sentencepiece")
 
 from unclip_jax.conditioning.captions import TokenIds  # noqa: E402
-from unclip_jax.convert import importing  # noqa: E402
+from unclip_jax.convert import clip_text_encoder, importing, standalone_clip  # noqa: E402
 from unclip_jax.convert import language_tensors as tensors  # noqa: E402
 from unclip_jax.convert.__main__ import main as convert  # noqa: E402
 from unclip_jax.core.checks import UserError  # noqa: E402
@@ -118,10 +118,37 @@ def test_bert_agrees_with_transformers(tmp_path):
         tensors.stage(source, context=33)
 
 
+def test_clip_s_penultimate_layer_agrees_with_transformers(tmp_path):
+    (source := tmp_path / "clip").mkdir()
+    settings = transformers.CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=96,
+        max_position_embeddings=16,
+    )
+    model = _stir(transformers.CLIPTextModel(settings), scale=0.1)
+    model.save_pretrained(source)
+    (clip,) = standalone_clip.clip_from(source)
+    part = clip_text_encoder.stage(clip, context=12)
+    cfg = text_encoder.TextEncoderStageConfig(part.config["model"])
+    _compare_features(cfg, part.params(), lambda **x: model(**x, output_hidden_states=True)[2][-2:])
+
+
 def _compare(run, model, *, context):
     export = run / "text_encoder" / "export"
     cfg, params, card = load.load_text_encoder(export)
-    assert (card.text_width, len(card.text_encoder_id)) == (cfg.model.width, 64)
+    assert (card.text_width, len(card.text_encoder_id), cfg.model.context) == (
+        cfg.model.width,
+        64,
+        context,
+    )
+    _compare_features(cfg, params, model)
+
+
+def _compare_features(cfg, params, model):
+    context = cfg.model.context
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 40, (2, context)).astype(np.int32)
     mask = np.arange(context)[None] < np.array([[context], [context // 2]])

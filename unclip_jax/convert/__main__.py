@@ -35,7 +35,11 @@ def parser() -> Parser:
     add("--dtype", default="float32", help="float32 or bfloat16")
     add("--tokenizer", type=pathlib.Path, help="folder of a tokenizer, for a source without one")
     add("--clip", type=pathlib.Path, help="export of the CLIP, for a source without one")
-    add("--context", type=int, help="caption length of a T5 or BERT; default: 128")
+    add(
+        "--context",
+        type=int,
+        help="caption length of a text encoder; default: 128, or as many as it can read",
+    )
     add("--pixels", choices=("signed", "unit"), help="pixel range of a VQGAN: [-1, 1] or [0, 1]")
     add("--licence", help="licence of the weights; default: that of their authors")
     return parser

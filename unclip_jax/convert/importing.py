@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from unclip_jax.convert import (
+    clip_text_encoder,
     dalle2_pytorch,
     deepfloyd,
     karlo,
@@ -42,7 +43,7 @@ class ImportOptions:
         tokenizer: folder with a tokenizer, where the source has none.
         clip: export of the CLIP that stages belong to, where the source has none.
         licence: terms of the weights, for the manifests; "" = those of the layout.
-        context: tokens per caption of a language model; None = 128.
+        context: tokens per caption of a text encoder; None = 128, or as many as it can read.
         pixels: range of a VQGAN's images, "signed" or "unit".
     """
 
@@ -103,7 +104,7 @@ def convert(
             "--tokenizer."
         )
     lower = deepfloyd.is_pipeline(sources[0])  # as its pipelines prepare captions
-    own = lower or parts[0].stage == "text_encoder"  # no CLIP's
+    own = lower or language_tensors.is_language_model(sources[0])  # no CLIP's
     literal = () if own else caption_tokenizer.declared_padding(folder)
     tokenizer = caption_tokenizer.load(folder, literal=literal, lower=lower)
     parts = [_typed(part, options.dtype) for part in parts]
@@ -261,6 +262,10 @@ def _stages_in(
         if language_tensors.is_language_model(sources[0]):
             _check_whole(options, sources[0], names=["text_encoder"])
             return [language_tensors.stage(sources[0], context=options.context)], sources[0]
+        if options.stages == ("text_encoder",) and not karlo.is_pipeline(sources[0]):
+            (clip,) = standalone_clip.clip_from(sources[0])
+            part = clip_text_encoder.stage(clip, context=options.context)
+            return [part], standalone_clip.tokenizer_beside(sources[0])
         return find_stages(sources, stages=options.stages)
     except UserError:
         raise

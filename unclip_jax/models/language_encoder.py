@@ -1,7 +1,9 @@
-"""Encoders of language models: T5 v1.1 and BERT, of which Imagen keeps one frozen.
+"""Text encoders that Imagen compares, one of which it keeps frozen: T5 v1.1, BERT and CLIP's.
 
 T5's is pre-norm with relative position biases and a gated MLP (Raffel et al., arXiv 1910.10683;
-version 1.1), BERT's post-norm with learned positions (Devlin et al., arXiv 1810.04805).
+version 1.1), BERT's post-norm with learned positions (Devlin et al., arXiv 1810.04805). CLIP's text
+tower is causal and pre-norm with learned positions (Radford et al., arXiv 2103.00020); Imagen reads
+its penultimate layer (arXiv 2205.11487, appendix D.1).
 """
 
 import dataclasses
@@ -26,7 +28,7 @@ from unclip_jax.core.checks import UserError, one_of, positive
 from unclip_jax.core.types import Mask, Tokens
 from unclip_jax.parallel.axes import by_example, sharded
 
-FAMILIES = ("t5", "bert")
+FAMILIES = ("t5", "bert", "clip")
 BUCKETS, REACH = 32, 128  # of T5's relative distances: rows of the table, and the farthest one
 NEGATIVE = -1e9  # logit of a hidden key
 
@@ -36,16 +38,17 @@ class LanguageEncoderConfig:
     """Size of the encoder of a language model.
 
     Attributes:
-        family: "t5" (version 1.1, also Flan-T5 and mT5) or "bert".
+        family: "t5" (version 1.1, also Flan-T5 and mT5), "bert" or "clip".
         width: of the residual stream.
-        depth: number of blocks.
+        depth: number of blocks; of a CLIP without its last one.
         heads: of attention.
         head_width: channels per head; T5's need not add up to the width.
         mlp: hidden width of the MLP.
         vocab_size: rows of the token table.
         context: length of every caption, in tokens.
-        positions: tokens that the model was trained for at most; rows of BERT's position table.
+        positions: tokens that the model was trained for at most; rows of a learned position table.
         eps: of the norms.
+        activation: of the MLP of "clip"; the other families have their own.
         remat: "none", "block" or "dots".
         dtype: compute dtype; T5's activations overflow float16.
     """
@@ -60,6 +63,7 @@ class LanguageEncoderConfig:
     context: int
     positions: int = 512
     eps: float = 1e-6
+    activation: str = "quick_gelu"
     remat: str = "none"
     dtype: str = "float32"
 
@@ -75,7 +79,7 @@ class LanguageEncoderConfig:
 
     def norm(self, name: str) -> LayerNorm:
         """Returns a norm of this family."""
-        return LayerNorm(self.eps, self.family == "bert", name=name)
+        return LayerNorm(self.eps, self.family != "t5", name=name)
 
 
 class LanguageEncoder(nn.Module):
@@ -96,6 +100,8 @@ class LanguageEncoder(nn.Module):
         init = sharded(normal(1.0 if cfg.family == "t5" else 0.02), "vocab", "embed")
         x = jnp.take(self.param("tokens", init, (cfg.vocab_size, cfg.width)), tokens, axis=0)
         bias = jnp.where(token_mask, 0.0, NEGATIVE)[:, None, None, :].astype(jnp.float32)
+        if cfg.family == "clip":
+            bias = jnp.where(jnp.tri(length, dtype=bool), bias, NEGATIVE)
         if cfg.family == "t5":
             table = self.param(
                 "relative", sharded(normal(0.02), None, "heads"), (BUCKETS, cfg.heads)
@@ -104,16 +110,19 @@ class LanguageEncoder(nn.Module):
             bias = bias + rows.transpose(2, 0, 1)[None]
         else:
             init, shape = sharded(normal(0.02), "position", "embed"), (cfg.positions, cfg.width)
-            types = self.param("types", sharded(normal(0.02), None, "embed"), (2, cfg.width))
-            x = x + (types[:1] + self.param("positions", init, shape)[:length])[None]
-            x = cfg.norm("first_norm")(x)
+            rows = self.param("positions", init, shape)[:length]
+            if cfg.family == "bert":
+                types = self.param("types", sharded(normal(0.02), None, "embed"), (2, cfg.width))
+                rows = types[:1] + rows
+            x = x + rows[None]
+            x = cfg.norm("first_norm")(x) if cfg.family == "bert" else x
         layers = stacked(LanguageEncoderBlock, depth=cfg.depth, remat=cfg.remat)
         x, _ = layers(cfg, name="blocks")(by_example(x.astype(dtype)), bias)
         return cfg.norm("final_norm")(x) if cfg.family == "t5" else x
 
 
 class LanguageEncoderBlock(nn.Module):
-    """Attention and MLP, each with its norm before (T5) or behind it (BERT); a scan body."""
+    """Attention and MLP, each with its norm before it or (BERT) behind it; a scan body."""
 
     cfg: LanguageEncoderConfig
 
@@ -124,11 +133,11 @@ class LanguageEncoderBlock(nn.Module):
         """Applies one layer; `bias` is added to the logits of attention."""
         for name, layer in (("attention", self._attention), ("mlp", self._mlp)):
             norm = self.cfg.norm(f"{name}_norm")
-            x = x + layer(norm(x), bias) if self.cfg.family == "t5" else norm(x + layer(x, bias))
+            x = norm(x + layer(x, bias)) if self.cfg.family == "bert" else x + layer(norm(x), bias)
         return by_example(x), None
 
     def _dense(self, features: int, name: str, *axes: str) -> nn.Dense:
-        dtype, bias = compute_dtype(self.cfg.dtype), self.cfg.family == "bert"
+        dtype, bias = compute_dtype(self.cfg.dtype), self.cfg.family != "t5"
         return dense(features, name=name, axes=(axes[0], axes[1]), dtype=dtype, use_bias=bias)
 
     def _attention(self, x: Array, bias: Array) -> Array:
@@ -148,7 +157,7 @@ class LanguageEncoderBlock(nn.Module):
         if self.cfg.family == "t5":
             up = activation("gelu_tanh")(self._dense(self.cfg.mlp, "gate", "embed", "mlp")(x)) * up
         else:
-            up = activation("gelu")(up)
+            up = activation("gelu" if self.cfg.family == "bert" else self.cfg.activation)(up)
         return self._dense(self.cfg.width, "down", "mlp", "embed")(up)
 
 

@@ -21,7 +21,7 @@ from unclip_jax.conditioning.captions import (
 )
 from unclip_jax.core import batch as batches
 from unclip_jax.core import rng
-from unclip_jax.core.checks import in_range
+from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Batch, Key, Keys, Mask, Metrics, Params, Scalar, Tokens
@@ -58,6 +58,11 @@ def make(cfg: TextEncoderStageConfig) -> Stage:
         return LanguageEncoder(cfg.model).init(key, zeros["tokens"], zeros["token_mask"])["params"]
 
     def loss(params: Params, batch: Batch, key: Key) -> tuple[Scalar, Metrics]:
+        if cfg.model.family == "clip":
+            raise UserError(
+                "config.model.model.family is 'clip', whose attention is causal, so that masked "
+                "tokens cannot be predicted; convert a CLIP, or train a t5 or bert."
+            )
         tokens, mask = batch["tokens"], batch["token_mask"]
         chosen = mask & jax.random.bernoulli(rng.fold(key, "mask"), cfg.mask_share, mask.shape)
         captions = TokenIds(corrupt(cfg, tokens, chosen=chosen, key=key), mask)
