@@ -1,4 +1,4 @@
-"""inference: a trained cascade loaded, sampled, embedded with and exported; no flags, no requests.
+"""inference: loads a trained cascade, samples it, embeds data sets, exports the sampler.
 
 A cascade is data (cascade.py), read from a run directory (load.py) and sampled as one pure function
 (text_to_image.py): in batches over all devices (batch_sampling.py) or one stage at a time

@@ -1,4 +1,4 @@
-"""Functions of one batch run over any number of images: compiled once, split over all devices."""
+"""Runs functions of one batch on any number of images: compiled once, split over all devices."""
 
 import functools
 from collections.abc import Callable
@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 
 class BatchRunner:
-    """Compiled functions of a model, and batches of one shape for them.
+    """Compiles functions of a model and runs them on batches of one shape.
 
     Attributes:
         mesh: the devices, of all processes.
-        batch: images at once.
+        batch: images per batch.
         progress: called with the state of the work; None = no callback.
     """
 
@@ -33,7 +33,7 @@ class BatchRunner:
 
         Args:
             config: first argument of every function.
-            batch: images at once; rounded up to a multiple of the devices of all processes.
+            batch: images per batch; rounded up to a multiple of the devices of all processes.
         """
         self.config = config
         self.mesh, self.batch = sampling_mesh(batch)
@@ -48,7 +48,7 @@ class BatchRunner:
     def compiled(
         self, function: Callable[..., T], *static: str, config: Any = None
     ) -> Callable[..., T]:
-        """Returns `function(config, params, ...)` compiled for these models, made once.
+        """Returns `function(config, params, ...)` compiled once for these models.
 
         Args:
             function: a pure function.
@@ -56,7 +56,10 @@ class BatchRunner:
             config: first argument; None = the config of this runner.
         """
         config = self.config if config is None else config
-        key = (function, id(config))  # the partial keeps the config alive, so its id stays its own
+        key = (
+            function,
+            id(config),
+        )  # the partial keeps the config alive, so that its id is not reused
         if key not in self._compiled:
             run = functools.partial(function, config)
             self._compiled[key] = CompiledFunction(
@@ -71,9 +74,9 @@ class BatchRunner:
         is padded to it, and few images to a power of two, so that few programs are compiled.
 
         Args:
-            function: from a part of `inputs` to arrays with as many rows.
+            function: maps some rows of `inputs` to arrays with as many rows.
             inputs: a tree of arrays with one row per image.
-            name: of the stage, for progress.
+            name: name of the stage, for progress.
         """
         count, devices = jax.tree.leaves(inputs)[0].shape[0], self.mesh.size
         size = min(self.batch, devices * padded(-(-count // devices)))
@@ -108,10 +111,10 @@ class BatchRunner:
 
 
 def padded(count: int) -> int:
-    """Returns the number of rows of which a batch of `count` is part: a power of two."""
+    """Returns the number of rows to which a batch of `count` is padded: a power of two."""
     return 1 << (count - 1).bit_length()
 
 
 def _local(array: jax.Array) -> jax.Array:
-    """An array that every process has in full, as one of this process."""
+    """Returns an array that every process holds in full as an array of this process alone."""
     return array if jax.process_count() == 1 else jnp.asarray(np.asarray(array))

@@ -26,7 +26,7 @@ from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import sampling_mesh
 
-# Of the last cascades, which may hold arrays and so have no hash.
+# Samplers of the last cascades; these may contain arrays, so they cannot be hashed.
 _samplers: collections.deque[tuple[Cascade, Mesh, CompiledFunction[jax.Array]]]
 _samplers = collections.deque(maxlen=8)
 
@@ -51,9 +51,9 @@ def sample_images(
         seed: image i depends on (seed, i) alone.
         options: overrides of the exported settings.
         z_img: one image embedding per caption, when `options.condition` is "z_img".
-        batch_size: images at once.
+        batch_size: images per batch.
         name: label of the progress bar.
-        sampler: a `compile_sampler` of the same options, to compile nothing twice.
+        sampler: `compile_sampler` of the same options, if compiled already.
         first_index: index of the first image, for a set that is sampled in parts.
     """
     mesh, batch_size = sampling_mesh(min(batch_size, len(captions)))
@@ -83,7 +83,7 @@ def sample_by_stage(
     options: SampleOptions,
     batch_size: int,
 ) -> UInt8[np.ndarray, " b h w c"]:
-    """Samples with one stage on the device at a time; equals `sample_images` but for rounding."""
+    """Samples with one stage on the device at a time; equals `sample_images` up to rounding."""
     tokenizers, size = load_tokenizers(files.tokenizer_dirs), min(batch_size, len(captions))
     batches = []
     for start in range(0, len(captions), size):
@@ -111,7 +111,7 @@ def compile_sampler(
     """Returns the jit-compiled sampling function: (params, captions, keys, z_img) -> uint8 images.
 
     The devices are those of `mesh` (default: one, or all of several processes); every one receives
-    all images. Functions of one cascade share their programs, also those of other guidance scales.
+    all images. Samplers of one cascade share compiled programs, also across guidance scales.
     """
     mesh = mesh or sampling_mesh(1)[0]
     for own, devices, sampler in _samplers:
@@ -140,7 +140,7 @@ def sample_options(
         options: other fields of `SampleOptions`.
 
     Raises:
-        UserError: a stage has no such setting, or settings do not go together.
+        UserError: a stage has no such setting, or settings conflict.
     """
     if cascade.decoder_sampling is None:
         guidance = decoder.pop("guidance_scale", None)

@@ -1,7 +1,7 @@
-"""Features of the captions of a data set by a frozen text encoder, written to disk shard by shard.
+"""Writes the features of a frozen text encoder for all captions of a data set, shard by shard.
 
-A shard holds the captions of SHARD consecutive records, each once. As in `dataset_embedding` every
-process computes whole shards, and an interrupted one goes on with those that are not written.
+A shard contains the distinct captions of SHARD consecutive records. As in `dataset_embedding` every
+process computes whole shards, and an interrupted run continues with the missing ones.
 """
 
 import itertools
@@ -45,7 +45,7 @@ def embed_captions(
 ) -> int:
     """Writes the features of all captions of a data set, and of the empty one.
 
-    Whoever writes the last shard completes the folder.
+    The process that writes the last shard completes the folder.
 
     Args:
         data: path of the data set (`sources.open_dataset`).
@@ -53,10 +53,10 @@ def embed_captions(
         out: folder to write, or to continue.
         keys: names of image and caption in data sets of other formats.
         splits: names; () = all.
-        batch_size: captions at once.
-        workers: records that are read at once.
-        share: (I, N) writes every N-th shard from number I; of several processes each takes a part
-            of these.
+        batch_size: captions per batch.
+        workers: threads that read records.
+        share: (I, N) writes every N-th shard from number I; several processes divide these
+            among themselves.
 
     Returns:
         The number of captions in the folder.
@@ -100,7 +100,7 @@ def embed_captions(
 def _captions(
     source: Source, numbers: Sequence[int], pool: futures.ThreadPoolExecutor
 ) -> Iterator[str]:
-    """Yields all captions of some records; of these, memory holds those that threads read."""
+    """Yields all captions of some records, of which memory holds only those being read."""
 
     def read(number: int) -> Sequence[str]:
         record = without_image(source, number)
@@ -112,7 +112,7 @@ def _captions(
 def _distinct(
     captions: Iterable[str], tokenizer: Tokenizer, context: int
 ) -> list[Int[np.ndarray, " _"]]:
-    """Returns the real tokens of captions, each once."""
+    """Returns the token ids of the distinct captions, without padding."""
     rows: dict[bytes, np.ndarray] = {}
     for caption in captions:
         tokens, mask = tokenizer.encode([caption], length=context)

@@ -24,9 +24,9 @@ from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.upsampler import UpsamplerStageConfig
 from unclip_jax.tokenization.caption_tokenizer import Tokenizer
 
-# Condition -> the value of a chain that it is, if not the one of the same name.
+# Condition -> the value of a chain that supplies it, where their names differ.
 VALUES = {"low_res": "image"}
-# Stage -> its captions, for the stages that read token ids.
+# Stage -> tokenised captions, for the stages that read token ids.
 Captions = dict[str, TokenIds]
 
 
@@ -35,7 +35,7 @@ class CascadeStage:
     """One stage of a cascade.
 
     Attributes:
-        name: its folder in a run, which also names its parameters and captions.
+        name: its folder in a run, and the key of its parameters and captions.
         config: its typed config.
         measurements: conditions from files beside its parameters, such as a variance table.
     """
@@ -79,11 +79,11 @@ class Cascade:
 
     @classmethod
     def of(cls, **configs: Any) -> "Cascade":
-        """Returns the cascade of these configs by name, in sampling order."""
+        """Returns the cascade of the stages with these configs, in sampling order."""
         return cls(tuple(CascadeStage(name, config) for name, config in configs.items()))
 
     def replace(self, **configs: Any) -> "Cascade":
-        """Returns the cascade with other configs of stages by name; None leaves a stage out."""
+        """Returns a copy with other configs for some stages, by name; None removes a stage."""
         stages = (
             dataclasses.replace(stage, config=configs.get(stage.name, stage.config))
             for stage in self.stages
@@ -178,12 +178,12 @@ def _image_size(config: Any) -> int:
 
 
 class PlannedStage(NamedTuple):
-    """One stage of a chain that runs, as part of `plan`.
+    """A stage of a chain that has to run, as part of a `plan`.
 
     Attributes:
         stage: the stage.
-        address: of its random keys: its role, and its number if it is an upsampler.
-        inputs: condition that it reads -> value of the chain.
+        address: labels of its random keys: its role, and its number if it is an upsampler.
+        inputs: each condition that it reads -> the value of the chain that supplies it.
         outputs: the values that later stages, or the caller, read.
     """
 
@@ -222,11 +222,11 @@ def plan(cascade: Cascade, *, condition: str = "prior", goal: str = "image") -> 
 def tokenise(
     cascade: Cascade, tokenizers: Mapping[str, Tokenizer], captions: Sequence[str]
 ) -> Captions:
-    """Returns captions as each stage that reads token ids reads them.
+    """Returns the token ids of captions for each stage that reads them.
 
     Args:
         cascade: the stages, with their context lengths.
-        tokenizers: of each such stage, by its name.
+        tokenizers: by name of the stage.
         captions: the texts.
     """
     tokens: Captions = {}

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class CompiledFunction(Generic[T]):
-    """A pure function, compiled once per shape and per settings without their numbers."""
+    """A pure function, compiled once per shape and per static settings."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class CompiledFunction(Generic[T]):
 
 
 def low_memory_options() -> dict[str, str]:
-    """Returns options of the compiler that keep parameters in their own type.
+    """Returns compiler options that keep parameters in their own type.
 
     On a CPU, XLA multiplies in float32. It converts the bfloat16 parameters of all layers before
     the loop over them, 19 GB for T5-XXL; without this pass it converts one layer at a time.

@@ -1,7 +1,7 @@
-"""Completion of images by DALL-E: a rectangle down to the corner is sampled, other codes stay.
+"""Completes images with DALL-E: samples the codes of a rectangle at the lower right corner.
 
-The codes of the image are sampled in raster order, and those outside the rectangle are replaced by
-the image's own as they come, so every new code follows all that was there (DALL-E, section 3.3).
+Codes are sampled in raster order. Outside the rectangle each is replaced by the image's own before
+the next is sampled, so every new code depends on all codes before it (DALL-E, section 3.3).
 """
 
 from collections.abc import Mapping
@@ -28,10 +28,10 @@ def complete(
     sampling: CodeSamplingConfig | None = None,
     paste: bool = False,
 ) -> Image:
-    """Samples the codes of images that are not kept, and decodes and enlarges all.
+    """Samples the codes that are not kept, then decodes and enlarges the images.
 
     Args:
-        cascade: of DALL-E's chain.
+        cascade: DALL-E's chain.
         params: parameters by name of the stage.
         captions: token ids by name of the stage that reads them.
         keys: one per image.

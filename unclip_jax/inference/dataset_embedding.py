@@ -1,8 +1,8 @@
 """Embeds whole data sets with a frozen CLIP, shard by shard, in one process or many.
 
-A shard holds the embeddings of SHARD_SIZE consecutive records. Every process embeds whole shards on
-its own devices, without communication, and an interrupted one goes on with those that have no
-report. So the rows are the same bits whatever the number of processes.
+A shard contains the embeddings of SHARD_SIZE consecutive records. Every process embeds whole shards
+on its own devices, without communication, so the rows are bitwise equal for any number of
+processes. An interrupted run continues with the shards that have no report.
 """
 
 import pathlib
@@ -45,10 +45,10 @@ class BatchEncoder(NamedTuple):
     Attributes:
         encode: batch fields -> (z_img, z_txt), each [b z].
         example: fields of an example and their sizes.
-        tokenizer: of the captions.
-        batch_size: examples at once.
+        tokenizer: tokenizer of the captions.
+        batch_size: examples per batch.
         mesh: devices of this process, over which a batch is split.
-        workers: records that are read at once.
+        workers: threads that read records.
     """
 
     encode: Callable[..., tuple[jax.Array, jax.Array]]
@@ -75,7 +75,7 @@ def embed_dataset(
 ) -> None:
     """Writes OUT/SPLIT for every split of a data set, or continues there.
 
-    Whoever writes the last shard of a split completes it with its statistics.
+    The process that writes the last shard of a split completes it with its statistics.
 
     Args:
         data: path of the data set (`sources.open_dataset`).
@@ -83,13 +83,13 @@ def embed_dataset(
         out: folder or URL to write.
         splits: names; () = all.
         keys: names of image and caption in data sets of other formats.
-        batch_size: examples at once.
-        raw: as CLIP computes them, not of norm 1.
-        all_captions: a row for every caption of an image, not for the first alone.
-        dtype: "float16" or "float32", as which the embeddings are stored.
-        workers: records that are read at once.
-        share: (I, N) embeds every N-th shard from number I; of several processes each takes a part
-            of these.
+        batch_size: examples per batch.
+        raw: True writes embeddings as CLIP computes them, not normalised.
+        all_captions: a row for every caption of an image, instead of its first.
+        dtype: type of the stored embeddings, "float16" or "float32".
+        workers: threads that read records.
+        share: (I, N) embeds every N-th shard from number I; several processes divide these
+            among themselves.
 
     Raises:
         UserError: no such data set, split or export; tokenised for another CLIP; or `out` holds
@@ -114,7 +114,7 @@ def embed_dataset(
 def load_encoder(
     clip: pathlib.Path, *, tokenizer_hash: str, batch_size: int, raw: bool, workers: int
 ) -> tuple[BatchEncoder, dict[str, Any]]:
-    """Loads a CLIP onto the devices of this process; returns it and what embeddings state of it.
+    """Loads a CLIP onto the devices of this process; returns it and its description for embeddings.
 
     Raises:
         UserError: no such export, or data with `tokenizer_hash` were tokenised for another CLIP.
@@ -201,7 +201,7 @@ class ShardedFolder(Protocol):
     """A folder that is written shard by shard."""
 
     def complete(self, count: int, *, partial: bool = False) -> None:
-        """Completes the folder of `count` shards; with `partial` unless one is missing."""
+        """Completes the folder of `count` shards; with `partial`, not before all are written."""
         ...
 
 
@@ -209,7 +209,7 @@ def complete_together(folder: ShardedFolder, count: int, *, alone: bool) -> None
     """Waits for all processes; the first completes a folder, unless other jobs still write to it.
 
     Raises:
-        UserError: in all processes, what prevents it.
+        UserError: in all processes, if the folder cannot be completed.
     """
     gather("written")  # a barrier: all processes wait for the last
     problem = ""
@@ -238,7 +238,7 @@ def embed_records(
 def _embedded(
     part: "_Part", encoder: BatchEncoder, progress: Callable[[int], Any]
 ) -> list[np.ndarray]:
-    """Returns z_img and z_txt of all rows of a shard; `progress` is told numbers of rows."""
+    """Returns z_img and z_txt of all rows of a shard; `progress` is called with row counts."""
     config = LoaderConfig(
         batch_size=encoder.batch_size,
         shuffle=False,
@@ -265,8 +265,8 @@ def _folder(
 ) -> EmbeddingFolder:
     """Opens the folder of a split.
 
-    Embeddings of version 0.1.0 do not state the digest of their records; those whose keys and
-    captions are the source's are complete.
+    Embeddings of version 0.1.0 contain no digest of their records; they are complete if their
+    keys and captions are the source's.
     """
     stored = {} if isinstance(directory, Url) else read_stats(directory).get("info", {})
     if stored and "data_digest" not in stored and _has_rows_of(directory, source):

@@ -3,7 +3,7 @@
 `text_to_image.sample` begins with fresh noise; here x_T is an argument, DDIM's eta may differ per
 image, guidance may change along the chain and lead away from a negative condition, a part of the
 image may be kept, the chain may be cut into parts, and predicted images may be returned on the way.
-All of it holds for every sampler and every kind of decoder.
+All of this works with every sampler and every kind of decoder.
 """
 
 import dataclasses
@@ -39,13 +39,13 @@ class BaseImages(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DecodeOptions:
-    """Settings of decoding; one compiled program each, apart from the guidance scale and eta.
+    """Settings of decoding; all but the guidance scale and eta are static in the compiled program.
 
     Attributes:
         sampling: grid, sampler and threshold; its `guidance_scale` is not used here.
         guidance: scale along the chain.
         previews: number of intermediate images to return.
-        repeats: number of times that each segment is run when inpainting (RePaint).
+        repeats: runs of each segment when inpainting (RePaint).
         jump: steps in a segment.
     """
 
@@ -87,7 +87,7 @@ def plan(
         inpaints: True if a part of the image is kept.
 
     Raises:
-        UserError: the decoder cannot be sampled so.
+        UserError: the decoder does not support these settings.
     """
     _, table = _planned(cfg, options, eta)
     if not inpaints:
@@ -98,7 +98,7 @@ def plan(
 def initial_memory(
     cfg: DecoderStageConfig, options: DecodeOptions, x_T: Image, *, eta: PerExample | None = None
 ) -> Any:
-    """Returns the solver's memory at the beginning, for the first of several `decode_part`."""
+    """Returns the solver's initial memory, for the first of several `decode_part`."""
     return _planned(cfg, options, eta)[0].start(x_T)
 
 
@@ -165,20 +165,20 @@ def decode_part(
     memory: Any = None,
     previews: int = 1,
 ) -> ChainState:
-    """Runs some rows of `decode`; what follows all of them is `finish`.
+    """Runs some rows of the step table of `decode`; `finish` follows the last row.
 
     Args:
         cfg: the trained decoder.
         params: its parameters.
-        x_t: where the rows begin.
+        x_t: the samples before these rows.
         table: rows of `plan`.
-        condition: as for `decode`, like all up to `inpaint`.
-        keys: see there.
-        options: see there.
-        negative: see there.
-        eta: see there.
-        inpaint: see there.
-        memory: the solver's, after the part before; None at the beginning.
+        condition: as for `decode`.
+        keys: as for `decode`.
+        options: as for `decode`.
+        negative: as for `decode`.
+        eta: as for `decode`.
+        inpaint: as for `decode`.
+        memory: the solver's memory after the previous part; None at the beginning.
         previews: number of predicted clean images to return, the last one at the last row.
     """
     (solver, _), keys = _planned(cfg, options, eta), rng.fold_each(keys, "decoder")

@@ -1,4 +1,4 @@
-"""Sampled embeddings as files that other programs read.
+"""Writes sampled embeddings as files that other programs read.
 
     z.npy            [rows num *target] float32, without `num` if it is 1
     z.safetensors    tensors image_embeds [rows * num, *target] and row
@@ -34,10 +34,10 @@ def write_embeddings(
     """Writes samples, [rows num *target], in the format of the file's suffix.
 
     Args:
-        samples: of `EmbeddingPriorModel.sample`.
+        samples: the result of `EmbeddingPriorModel.sample`.
         path: the file, or a folder of clip-retrieval.
         keys: name of every row; None = its number.
-        numbers: of the rows; None = 0, 1, ...
+        numbers: row numbers; None = 0, 1, ...
 
     Raises:
         UserError: an unknown format, keys that do not match, or a file that cannot be written.

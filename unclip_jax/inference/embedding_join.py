@@ -1,8 +1,8 @@
-"""Embeddings that another tool computed, brought into the order of a data set by key.
+"""Reorders embeddings that another tool computed to match the records of a data set, by key.
 
-clip-retrieval's workers interleave, and it leaves out what it cannot read, so row i of its folder
-is not of record i. `join_embeddings` finds the row of every record by key and writes a folder as
-`embed` does, of the records that have one. Of the other folder it holds 16 bytes per row in memory.
+clip-retrieval's workers interleave, and it skips unreadable images, so row i of its folder does not
+belong to record i. `join_embeddings` finds the row of every record by key and writes a folder as
+`embed` does, with the records that have one. It takes 16 bytes of memory per row of embeddings.
 """
 
 import dataclasses
@@ -33,12 +33,12 @@ Rows = Int64[np.ndarray, " rows"]
 
 @dataclasses.dataclass(frozen=True)
 class JoinReport:
-    """Numbers of one split.
+    """Counts of one split.
 
     Attributes:
         split: its name.
-        records: of the split.
-        matched: those that have an embedding.
+        records: number of records.
+        matched: number of records that have an embedding.
         first_unmatched: key of the first that has none; "" if all have one.
     """
 
@@ -64,18 +64,18 @@ def join_embeddings(
     raw: bool = False,
     workers: int = 8,
 ) -> list[JoinReport]:
-    """Writes OUT/SPLIT for every split, the rows of `embeddings` in the order of the records.
+    """Writes OUT/SPLIT for every split, with the rows of `embeddings` in the order of its records.
 
     Args:
         data: path of the data set.
         embeddings: folder in the layout of clip-retrieval.
-        clip: export of the CLIP that computed them; a few records are embedded to make sure.
+        clip: export of the CLIP that computed them; a few records are embedded to check this.
         out: folder or URL to write.
         splits: names; () = all.
         keys: names of image and caption in data sets of other formats.
         key_parts: number of last parts of a key, between slashes, that are compared.
-        raw: the embeddings are as CLIP computes them, not of norm 1.
-        workers: records that are read at once.
+        raw: True if the embeddings are as CLIP computes them, not normalised.
+        workers: threads that read records.
 
     Raises:
         UserError: no such data, embeddings or export; keys that are not unique, or match nothing;
@@ -197,7 +197,7 @@ class _KeyIndex:
 
 
 def _check_unused(used: np.ndarray, rows: Rows, keys: Sequence[str]) -> None:
-    """Notes that rows are used, each once.
+    """Marks rows as used, each at most once.
 
     Raises:
         UserError: two records have the same key.

@@ -25,7 +25,7 @@ from unclip_jax.stages import embedding_prior, pair_inputs
 from unclip_jax.stages.embedding_prior_config import SUBJECT, EmbeddingPriorStageConfig
 
 Rows = np.ndarray | Sequence[np.ndarray] | Sequence[str]
-BATCH = 256  # samples at once
+BATCH = 256  # samples per batch
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -35,7 +35,7 @@ class EmbeddingPriorModel:
     Attributes:
         cfg: conditions, target and default sampling.
         params: its averaged parameters.
-        manifest: of its export.
+        manifest: the manifest of its export.
     """
 
     cfg: EmbeddingPriorStageConfig
@@ -57,7 +57,7 @@ class EmbeddingPriorModel:
         """Opens an export, or the workdir of a run that has one.
 
         Raises:
-            UserError: there is none, or it is of another stage.
+            UserError: there is no export, or it is of another stage.
         """
         check_local("the path of a prior", path)
         folder = pathlib.Path(path)
@@ -69,11 +69,11 @@ class EmbeddingPriorModel:
 
         Args:
             path: its folder.
-            overwrite: replace an export that is there.
+            overwrite: True replaces an existing export.
 
         Raises:
-            UserError: the folder holds an export, unless it may be replaced, or something else; or
-                it cannot be written.
+            UserError: the folder contains an export, without `overwrite`, or other files; or it
+                cannot be written.
         """
         check_local("the path of a prior", path)
         folder = pathlib.Path(path)
@@ -105,14 +105,14 @@ class EmbeddingPriorModel:
                 training dropped single ones (config.model.drop_each). Sequences of different
                 lengths are a list of arrays. A model with layers per subject also needs "subject",
                 the label of every row.
-            num: samples per row; of a regression they are equal.
+            num: samples per row; those of a regression are equal.
             guidance: scale; None = the trained default, 1 = off.
             steps: grid of timesteps; None = the trained default.
             sampler: name of a sampler; None = the trained default.
             temperature: of an autoregressive prior's codes; None = the trained default.
-            top_p: likewise, the probability that the codes to choose from hold.
-            seed: of the noise.
-            batch: samples at once.
+            top_p: of its codes, the probability of the nucleus; None = the trained default.
+            seed: seed of the noise.
+            batch: samples per batch.
 
         Raises:
             UserError: conditions that the model does not have, that are missing or of another
@@ -136,7 +136,7 @@ class EmbeddingPriorModel:
         seed: int = 0,
         batch: int = BATCH,
     ) -> Iterator[np.ndarray]:
-        """Yields what `sample` returns in blocks of consecutive rows, of which memory holds one.
+        """Yields the result of `sample` in blocks of consecutive rows; memory holds one block.
 
         Raises:
             UserError: as `sample`, before the first block.
@@ -166,19 +166,21 @@ class EmbeddingPriorModel:
         """Returns the prediction of the ridge regression in this model, [rows *target].
 
         Raises:
-            UserError: it has none, or conditions that do not fit or are missing.
+            UserError: the model has no ridge regression, or conditions do not fit or are missing.
         """
         return np.concatenate([*self.linear_blocks(x)])
 
     def linear_blocks(self, x: Rows | Mapping[str, Any]) -> Iterator[np.ndarray]:
-        """Yields what `linear` returns in blocks of consecutive rows."""
+        """Yields the result of `linear` in blocks of consecutive rows."""
         if not self.cfg.fits_ridge:
-            raise UserError("this model has no ridge regression (config.model.model.ridge).")
+            raise UserError(
+                "this model has no ridge regression; train one with config.model.model.ridge."
+            )
         conditions, size = conditions_of(self.cfg, x)
         names = [one.name for one in self.cfg.model.conditions]
         missing = [name for name in names if name not in conditions]
         if missing:
-            raise UserError(f"the ridge regression needs {', '.join(missing)} too; give every x.")
+            raise UserError(f"the ridge regression needs {', '.join(missing)} too; give all of x.")
         for numbers in _batches(size, min(BATCH, size)):
             rows = {name: value[numbers] for name, value in conditions.items()}
             block = jax.device_get(_linear(self.cfg, self.params["fitted"], rows))
@@ -225,7 +227,7 @@ def _check_method(cfg: EmbeddingPriorStageConfig, options: Mapping[str, Mapping[
 
     Args:
         cfg: the model.
-        options: method -> its options, None where they are not given.
+        options: method -> its options, None = not given.
 
     Raises:
         UserError: naming the option.
@@ -254,7 +256,7 @@ def _linear(cfg: EmbeddingPriorStageConfig, fitted: Params, rows: dict[str, Any]
 
 
 def _batches(count: int, size: int) -> Iterator[np.ndarray]:
-    """Yields numbers 0..count in batches of `size`; the last is filled with its last number."""
+    """Yields numbers 0..count in batches of `size`; the last is padded with the last number."""
     for start in range(0, count, size):
         yield np.minimum(np.arange(start, start + size), count - 1)
 
@@ -311,10 +313,10 @@ def _subjects(rows: Rows, encoder: EncoderConfig) -> np.ndarray:
 
 
 def _check_rows(name: str, rows: Any, one: ConditionConfig | None) -> None:
-    """Rejects a single row, or a single label, in the place of several.
+    """Rejects a single row, or a single label, where several are expected.
 
     Args:
-        name: of the condition.
+        name: name of the condition.
         rows: as a user gives them.
         one: the condition; None for labels.
 

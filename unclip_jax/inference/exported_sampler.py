@@ -3,8 +3,8 @@
     bundle = open_bundle(pathlib.Path("shapes.unclip"))
     images = bundle.draw(["a red circle"], seed=0)        # uint8 [1, h, w, 3]
 
-A file holds StableHLO of the whole way from tokens to pixels once per batch size, the weights,
-and the tokenizers. This module reads it with JAX, NumPy and the tokenizers alone: Flax and
+A file contains the sampler from tokens to pixels as StableHLO, one program per batch size, with the
+weights and the tokenizers. This module reads it with JAX, NumPy and the tokenizers alone: Flax and
 `unclip_jax.models` are not needed to run it. StableHLO written by one version of JAX
 can be read for at least six months of later ones (JAX's promise for `jax.export`).
 """
@@ -48,15 +48,15 @@ class BundleCard:
         contexts: context lengths of the stages that read token ids, in the order of the program's
             arguments.
         image_size: side of the images.
-        platforms: that the programs were compiled for: cpu, cuda, tpu.
+        platforms: targets of the programs: cpu, cuda, tpu.
         weights: name, type, shape and offset in the file of every array, by name.
         digests: SHA-256 of every other member of the file, by name.
         models: name and CLIP of the models.
         options: sampling settings.
         code_version: version of unclip_jax that wrote the file.
-        jax_version: of JAX, likewise.
+        jax_version: version of JAX that wrote the file.
         tokenizers: number of the tokenizer of each of these stages; () = one for all.
-        format_version: of this record.
+        format_version: version of this description.
     """
 
     batch_sizes: tuple[int, ...]
@@ -74,7 +74,7 @@ class BundleCard:
 
 
 class Bundle:
-    """An open file, which samples images of captions."""
+    """An open bundle, which samples images for captions."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class Bundle:
 
 
 def open_bundle(path: pathlib.Path) -> Bundle:
-    """Opens a file of `python -m unclip_jax.bundle`.
+    """Opens a file that `python -m unclip_jax.bundle` wrote.
 
     Raises:
         UserError: it is another file, damaged, of another version, or for other devices.
@@ -190,7 +190,7 @@ def _check_stored(archive: zipfile.ZipFile, path: pathlib.Path) -> None:
     """Rejects members that claim more bytes than the file has; bundles are not compressed."""
     total = sum(member.file_size for member in archive.infolist())
     if total > path.stat().st_size:
-        raise UserError(f"{path} is not a bundle: its members are larger than the file.")
+        raise UserError(f"{path} is not a bundle: its members are larger than the file; {ADVICE}")
 
 
 def _card(text: bytes, path: pathlib.Path) -> BundleCard:

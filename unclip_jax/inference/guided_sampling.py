@@ -1,8 +1,8 @@
-"""Images of a cascade whose decoder is guided by the gradient of a CLIP or a classifier.
+"""Samples a cascade whose decoder is guided by the gradient of a CLIP or a classifier.
 
-Both are trained on noised images and belong to no cascade. A CLIP's embeddings are compared with
-each other alone, so it may have another tokenizer and another size than the one that the prior and
-the decoder read.
+Both are trained on noised images and are not stages of the cascade. The embeddings of this CLIP are
+compared only with each other, so its tokenizer and size may differ from those of the CLIP that the
+prior and the decoder read.
 """
 
 import pathlib
@@ -39,7 +39,7 @@ class GuideModel(NamedTuple):
     Attributes:
         config: its config.
         params: its parameters.
-        tokenizer: of a CLIP's captions.
+        tokenizer: tokenizer of a CLIP; None for a classifier.
     """
 
     config: GuideConfig
@@ -52,7 +52,7 @@ class GuideModel(NamedTuple):
         return "classifier_scale" if self.tokenizer is None else "clip_scale"
 
     def targets(self, captions: Sequence[str]) -> Target:
-        """Returns captions as it reads them.
+        """Returns the token ids of captions for a CLIP, their classes for a classifier.
 
         Raises:
             UserError: a caption without a class.
@@ -100,14 +100,15 @@ def sample(
     Args:
         cascade: the stages.
         params: parameters by name of the stage.
-        guide_params: of the CLIP or classifier.
+        guide_params: parameters of the CLIP or classifier.
         captions: token ids by name of the stage that reads them.
         targets: captions as the CLIP or classifier reads them.
-        z_img: of the prior; None for a decoder that reads captions alone.
+        z_img: embeddings from the prior; None for a decoder that reads captions alone.
         keys: one per image.
         guide: config of the CLIP or classifier.
-        scale: of its gradient; it moves the mean of ancestral sampling, and eps of other samplers.
-        sampling: of the decoder.
+        scale: factor on its gradient, which shifts the mean of ancestral sampling, and eps of other
+            samplers.
+        sampling: sampling settings of the decoder.
 
     Raises:
         UserError: the guide does not fit the decoder, or the decoder reads CLIP's token features.
@@ -115,8 +116,8 @@ def sample(
     stage = cascade.stage("decoder")
     if stage.name not in captions:
         raise UserError(
-            f"the {stage.name} reads no token ids of its own, which guidance by a noise-aware CLIP "
-            "or a classifier is made for; leave out its scale."
+            f"the {stage.name} reads no token ids of its own, as guidance by a noise-aware CLIP or "
+            "a classifier requires; leave out its scale."
         )
     sizes = {"diffusion": stage.config.diffusion, "image_size": cascade.base_size}
     if isinstance(guide, ClassifierStageConfig):

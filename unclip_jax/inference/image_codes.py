@@ -1,4 +1,4 @@
-"""Codes of the images of a data set by a frozen discrete VAE, written to disk."""
+"""Writes the codes of a frozen discrete VAE for all images of a data set."""
 
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -18,8 +18,8 @@ from unclip_jax.inference.load import load_dvae
 from unclip_jax.stages import dvae
 
 
-class _From:
-    """The records of a source from a number on."""
+class _LastRecords:
+    """The records of a source from index `first` on."""
 
     def __init__(self, source: Source, first: int):
         self._source, self._first = source, first
@@ -43,16 +43,16 @@ def encode_dataset(
 ) -> dict[str, int]:
     """Writes OUT/SPLIT with the codes of all images, centre-cropped as training reads them.
 
-    An interrupted run continues behind its last file.
+    An interrupted run continues after its last file.
 
     Args:
         data: path of the data set (`sources.open_dataset`).
-        export: of a discrete VAE.
+        export: export of a discrete VAE.
         out: folder to write, or to continue.
         keys: names of image and caption in data sets of other formats.
         splits: names; () = all.
-        batch_size: images at once.
-        workers: records that are read at once.
+        batch_size: images per batch.
+        workers: threads that read records.
 
     Returns:
         The number of images of every split.
@@ -94,5 +94,5 @@ def _batches(
         batch_size=size, shuffle=False, num_epochs=1, seed=0, remainder="keep", workers=workers
     )
     example = ExampleConfig(fields=("image",), image_size=side)
-    for batch in loader.make_loader(_From(source, first), example=example, config=config):
+    for batch in loader.make_loader(_LastRecords(source, first), example=example, config=config):
         yield batch["image"]

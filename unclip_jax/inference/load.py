@@ -1,4 +1,4 @@
-"""Loading a cascade from a run directory, and rejecting stages that do not fit together."""
+"""Loads a cascade from a run directory, and rejects stages that do not fit together."""
 
 import functools
 import pathlib
@@ -99,7 +99,7 @@ def load_cascade(run_dir: pathlib.Path, *, prior_name: str = "prior") -> LoadedC
 
 
 def find_cascade(run_dir: pathlib.Path, *, prior_name: str = "prior") -> CascadeFiles:
-    """Reads all that `load_cascade` reads but the parameters.
+    """Reads everything that `load_cascade` reads except the parameters.
 
     Raises:
         UserError: a stage is missing, or does not fit the others.
@@ -147,12 +147,11 @@ class Selection(NamedTuple):
 
 
 def select(exports: Mapping[str, pathlib.Path], name: str) -> Selection:
-    """Returns the chain that a name stands for.
+    """Returns the chain that a name selects.
 
     Args:
-        exports: of the run, by folder.
-        name: of a prior, or of a chain; by the default prior a run is loaded as the chain that it
-            has.
+        exports: the exports of the run, by folder.
+        name: a prior or a chain; the default prior selects whichever chain the run has.
 
     Raises:
         UserError: there is no such prior or chain, or the run has several and none is named.
@@ -215,7 +214,7 @@ def _check_complete(
     configs: Mapping[str, Any],
     selection: Selection,
 ) -> None:
-    """Rejects a chain without a stage that another one of it needs, the first missing by name."""
+    """Rejects a chain that lacks a stage that another of its stages needs, and names the first."""
     folders = registry.chain_folders(selection.chain)
     needed, missing = {"image"}, []
     for name, entry in reversed(folders.items()):
@@ -349,7 +348,7 @@ def load_variance_table(directory: pathlib.Path) -> VarianceTable | None:
 
 
 def read_sidecar(directory: pathlib.Path, name: str, *, kind: type) -> Any:
-    """Returns the record in a file beside the parameters of an export; None without the file.
+    """Returns the content of a file beside the parameters of an export; None without the file.
 
     Raises:
         UserError: it is damaged.

@@ -1,7 +1,7 @@
 """The cascade with one stage on the device at a time, for devices that cannot hold all of them.
 
 Every stage is read, run on all batches and released before the next is read. Images are those of
-`text_to_image.sample` but for rounding: both run the same functions on the same keys.
+`text_to_image.sample` up to rounding: both run the same functions on the same keys.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,7 +51,7 @@ def sample(
         begin: called with the name of every stage before it is read.
 
     Raises:
-        UserError: a best of several, for which CLIP would be needed beside the other stages.
+        UserError: `best_of` is above 1, which needs CLIP in memory beside the other stages.
     """
     if options.best_of > 1:
         raise UserError(

@@ -1,6 +1,6 @@
 """Progress of a request: the stage, the step of its chain, and the images predicted there.
 
-A callback may end the work by raising; nothing of it is kept then.
+A callback may stop the work by raising an exception; no results are kept then.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,13 @@ class Progress(NamedTuple):
     """State of the work.
 
     Attributes:
-        stage: "prior", "invert", "decode", "upsample", or what else is done in batches.
+        stage: "prior", "invert", "decode", "upsample", or another task that runs in batches.
         done: images finished by this stage.
         total: images that it will process.
-        step: of the chain of the current batch.
-        steps: of that chain; 1 where the chain is run as a whole.
+        step: step of the chain of the current batch.
+        steps: number of steps of that chain; 1 where it runs as a whole.
         images: the clean images predicted at this step; None where there are none.
-        compiling: True while a program is compiled, which takes seconds and no step.
+        compiling: True while a program is compiled, which takes seconds.
     """
 
     stage: str
@@ -36,7 +36,7 @@ class Progress(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Finished share of this stage, 0 to 1."""
+        """Finished fraction of this stage, 0 to 1."""
         batch = 0 if self.images is None else len(self.images)
         return min(1.0, (self.done + batch * self.step / self.steps) / max(self.total, 1))
 
@@ -45,6 +45,6 @@ ProgressCallback = Callable[[Progress], None]
 
 
 def preview_count(steps: int) -> int:
-    """Number of parts of a chain; of equal length if possible, which compiles one program."""
+    """Returns the number of parts of a chain, of equal length if possible: one program for all."""
     even = [count for count in range(MIN_PREVIEWS, MAX_PREVIEWS + 1) if steps % count == 0]
     return even[-1] if even else min(MAX_PREVIEWS, steps)

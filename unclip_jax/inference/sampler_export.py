@@ -1,4 +1,4 @@
-"""Writing the sampler as one file that exported_sampler.py runs: StableHLO, weights, tokenizers."""
+"""Writes the sampler as one file that exported_sampler.py runs: StableHLO, weights, tokenizers."""
 
 import dataclasses
 import pathlib
@@ -44,8 +44,8 @@ def write(
         loaded: the cascade.
         batch_sizes: one program each.
         options: overrides of the exported sampling settings; None = as exported.
-        platforms: of `PLATFORMS`; () = the one JAX runs on.
-        name: of the models.
+        platforms: names from `PLATFORMS`; () = the one that JAX runs on.
+        name: name of the models.
 
     Raises:
         UserError: batch sizes or platforms that do not exist, or a place that cannot be written.
@@ -93,7 +93,7 @@ def contexts(cascade: Cascade) -> dict[str, int]:
 
 
 class _Tokenizers(NamedTuple):
-    """The different tokenizers of a cascade.
+    """The distinct tokenizers of a cascade.
 
     Attributes:
         first: for each of them, the first stage that uses it.

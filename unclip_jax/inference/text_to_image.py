@@ -34,14 +34,14 @@ class SampleOptions:
     """Sampling settings that need no retraining; None = as the stage was exported.
 
     Attributes:
-        prior: sampling of the prior, of its own kind.
-        decoder: sampling of the decoder.
-        upsamplers: sampling of the upsamplers, in order; () = as exported.
+        prior: sampling settings of the prior.
+        decoder: sampling settings of the decoder.
+        upsamplers: sampling settings of the upsamplers, in order; () = as exported.
         num_candidates: embeddings sampled per caption.
         condition: origin of z_img: "prior", "z_txt" (the caption embedding used as if it were an
             image embedding, unCLIP section 5.1), or "z_img" (an argument).
         best_of: images sampled per caption, of which the one nearest to the caption in CLIP's space
-            is returned (the reranking of DALL-E, arXiv 2102.12092, section 2.6); 1 = no choice.
+            is returned (the reranking of DALL-E, arXiv 2102.12092, section 2.6); 1 = no reranking.
     """
 
     prior: SamplingConfig | CodeSamplingConfig | None = None
@@ -106,7 +106,7 @@ def sample(
         z_img: the image embeddings when `options.condition` is "z_img".
 
     Raises:
-        UserError: condition "z_img" without `z_img`, or a best of several without a CLIP.
+        UserError: condition "z_img" without `z_img`, or `best_of` without a CLIP.
     """
     if options.best_of == 1:
         return _sample(cascade, params, captions, keys, options=options, z_img=z_img)
@@ -140,7 +140,7 @@ def _sample(
     options: SampleOptions,
     z_img: Embedding | None,
 ) -> CascadeOutput:
-    """Samples one image per caption without a choice."""
+    """Samples one image per caption, without reranking."""
     values = first_values(cascade, options, z_img=z_img)
     base = None
     for step in plan(cascade, condition=options.condition):
@@ -178,13 +178,13 @@ def run(
     *,
     options: SampleOptions,
 ) -> dict[str, Any]:
-    """Runs one stage of a chain on the values before it; returns those that it adds.
+    """Runs one stage of a chain and returns the values that it adds.
 
     Args:
         cascade: the stages.
         params: parameters of this stage alone.
         step: the stage, from `plan`.
-        values: of the chain so far.
+        values: values of the chain so far.
         captions: token ids by name of the stage that reads them.
         keys: one key per image.
         options: overrides of the exported sampling settings.
@@ -292,10 +292,10 @@ def caption_score(
 
 
 def candidate_keys(keys: Keys, number: int | Int[Array, ""]) -> Keys:
-    """Returns the keys of candidate `number` of a best of several; candidate 0 is the image itself.
+    """Returns the keys of candidate `number` of every image.
 
-    Without a choice an image is candidate 0, so the best of several is never further from its
-    caption than the image of the same seed alone.
+    Without reranking an image is candidate 0, so the selected candidate is never further from its
+    caption than the image of the same seed.
     """
     return jnp.where(jnp.asarray(number) == 0, keys, rng.fold_each(keys, "candidate", number))
 
@@ -319,7 +319,7 @@ def upsample(
         keys: one key per image.
         options: overrides of the exported sampling settings.
         start: number of the first upsampler to run.
-        captions: of the images, for upsamplers that read captions.
+        captions: captions of the images, for upsamplers that read them.
 
     Raises:
         UserError: an upsampler that reads captions, without `captions`.
