@@ -156,7 +156,7 @@ def test_details_of_other_upsamplers_or_steps_are_rejected(call, reconstruction,
     with pytest.raises(UserError, match="details of upsampler_steps 8, not 4; give the same"):
         call("variations", paths[0], STEPS, "--upsampler-steps=4")
     for pair in ((bare, paths[0]), (inputs / "one.png", bare)):
-        with pytest.raises(UserError, match="bare.npz holds no details for the upsamplers, as"):
+        with pytest.raises(UserError, match="bare.npz has no details for the upsamplers, but"):
             call("interpolate", *pair, STEPS, "--frames=2", "--noise=inverted")
     for arguments in ((strange, *FRESH), (bare,), (bare, "--upsampler-steps=4")):
         call("variations", *arguments, STEPS, "--etas", 0, "--num=2")

@@ -63,7 +63,9 @@ def test_pasted_pixels_are_those_of_the_image_and_others_those_of_the_codes(engi
 
 def test_edits_of_diffusion_are_rejected(engine):
     request = request_fields.build(VariationsRequest, {"image": IMAGE}, name="variations")
-    with pytest.raises(UserError, match="variations edits what a decoder denoises, but this"):
+    with pytest.raises(
+        UserError, match="variations edits the latent of a diffusion decoder, but this"
+    ):
         engine.run(request)
     with pytest.raises(UserError, match="previews belong to unCLIP's decoder; the dvae"):
         engine.sample(CAPTION, negative="a blue star", guidance=2.0)

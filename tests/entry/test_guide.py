@@ -58,7 +58,7 @@ def test_a_classifier_guides_to_the_class_that_the_caption_names_first(run_dir, 
         (["--guide={run}/guide/export"], "acts by --clip-scale or --classifier-scale, which"),
         (
             ["--guide={run}/guide/export", "--clip-scale=2", "--best-of=2"],
-            "clip_scale goes without negative, guidance_schedule, previews and best_of",
+            "clip_scale excludes negative, guidance_schedule, previews and best_of",
         ),
         (["--classifier-scale=2"], "classifier_scale is 2, but no classifier is loaded"),
         (
@@ -71,7 +71,7 @@ def test_a_classifier_guides_to_the_class_that_the_caption_names_first(run_dir, 
         ),
         (
             ["--guide={run}/classifier/export", "--clip-scale=2", "--classifier-scale=2"],
-            "clip_scale is 2 and classifier_scale is 2, but one guide is loaded",
+            "clip_scale is 2 and classifier_scale is 2, but only one guide can be loaded",
         ),
         (["--guide={run}/prior/export", "--clip-scale=2"], "is a prior; give the export of a CLIP"),
     ],

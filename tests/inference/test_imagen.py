@@ -151,7 +151,7 @@ def test_images_are_enlarged_under_a_caption(engine):
     low = jnp.asarray(image_codec.to_float(image[None]))
     expected = engine.upsample(low, keys, captions=["a red circle"])
     np.testing.assert_array_equal(result.images, to_uint8(np.asarray(expected)))
-    with pytest.raises(UserError, match="caption is missing; these upsamplers read one"):
+    with pytest.raises(UserError, match="caption is missing, but these upsamplers read captions"):
         engine.run(UpscaleRequest(images=(image,)))
 
 

@@ -1,8 +1,8 @@
-"""engine: typed requests, and the loaded models that run them to results; a library without flags.
+"""engine: typed requests, and loaded models that run them; a library without flags.
 
-Everything that one can ask for is a dataclass (requests.py, whose fields request_fields.py
-describes). `InferenceEngine` (inference_engine.py) loads a cascade and runs a request by the module
-of its name in handlers/, to images with their record (result.py). Start at requests.py, then
+Every request is a dataclass (requests.py), whose fields request_fields.py describes.
+`InferenceEngine` (inference_engine.py) loads a cascade and runs a request by the module of its name
+in handlers/, which returns images with their record (result.py). Start at requests.py, then
 inference_engine.py and handlers/text.py.
 """
 

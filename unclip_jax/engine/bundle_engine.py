@@ -16,26 +16,26 @@ from unclip_jax.inference import exported_sampler
 from unclip_jax.inference.exported_sampler import Bundle
 from unclip_jax.inference.progress import ProgressCallback
 
-# Fields of a text request that a file leaves open; it fixes the others.
+# Fields of a text request that callers of a bundle can set; the bundle fixes all others.
 OPEN_FIELDS = ("captions", "num", "seed", "animate")
 
 
 class BundleEngine:
-    """A sampler in one file, with the interface of an `InferenceEngine` as far as it goes."""
+    """A bundle behind the part of the interface of `InferenceEngine` that samples captions."""
 
     def __init__(self, bundle: Bundle, *, name: str = ""):
         """Wraps a bundle; records name its models `name`."""
         self.bundle, self.name = bundle, name
 
     def run(self, request: Request, *, progress: ProgressCallback | None = None) -> Result:
-        """Runs a `TextRequest`; its settings but captions, number and seed are those of the file.
+        """Runs a `TextRequest` with its captions, number and seed, and the settings of the file.
 
         Args:
             request: the request.
             progress: not called, because the file holds the sampler as one program.
 
         Raises:
-            UserError: another request, or a setting that the file fixes.
+            UserError: a request of another kind, or a setting that the file fixes.
         """
         if not isinstance(request, TextRequest):
             raise UserError(
@@ -65,7 +65,7 @@ class BundleEngine:
         return self.run(request_fields.build(TextRequest, values, name=TextRequest.name))
 
     def describe(self) -> dict[str, Any]:
-        """The models of the file, JSON-ready."""
+        """Returns a description of the models of the file, JSON-ready."""
         return dict(self.bundle.card.models)
 
 
@@ -76,9 +76,9 @@ def open_engine(
 
     Args:
         path: the folder or the file, its URL in an object store, or the name of installed models;
-            None = the default of those.
-        prior: "prior" or "prior_ar"; a file has the one that it was written with.
-        batch: images at once; a file has batch sizes of its own.
+            None = the default ones.
+        prior: "prior" or "prior_ar"; a bundle has only one.
+        batch: images per batch; a bundle has batch sizes of its own.
 
     Raises:
         UserError: see `InferenceEngine.open` and `exported_sampler.open_bundle`.

@@ -1,4 +1,4 @@
-"""Remarks on the captions of a request that the models handle poorly."""
+"""Remarks on captions that the models handle poorly."""
 
 from collections.abc import Iterable, Mapping
 
@@ -19,14 +19,14 @@ def notes(
     *,
     contexts: Mapping[str, int | None] | None = None,
 ) -> list[str]:
-    """Returns remarks on empty and on long captions and on unfamiliar words, where there are any.
+    """Returns remarks on empty captions, long captions and unfamiliar words of a request.
 
     A word is unfamiliar if the tokenizer of every stage spells it letter by letter.
 
     Args:
-        request: with captions among its fields.
+        request: a request with captions among its fields.
         tokenizers: by name of the stage.
-        contexts: tokens that each stage reads, by its name; None = not known.
+        contexts: tokens that each stage reads, by its name; None = unknown.
     """
     values = request_fields.plain(request)
     lists = {name: _texts(values.get(name)) for name in FIELDS}

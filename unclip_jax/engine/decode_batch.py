@@ -1,4 +1,4 @@
-"""Inputs of the decoder for a batch of images of any size, as `InferenceEngine` takes them."""
+"""Inputs of the decoder for any number of images, as `InferenceEngine` takes them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ class Conditioning(NamedTuple):
 
     Attributes:
         z_img: image embeddings.
-        captions: None = no caption at all, which "" is not.
-        indices: which key of the seed an image uses.
+        captions: None = no captions, which differs from "".
+        indices: number of the key of each image.
         seed: image i depends on (seed, index i) alone.
-        negative: captions that guidance leads away from; None = from the dropped condition.
+        negative: captions that guidance leads away from; None = the null condition.
     """
 
     z_img: Embedding
@@ -37,16 +37,16 @@ class DecodeBatch:
 
     Attributes:
         latent: z_img, x_T and, where the upsamplers are to start from them, details.
-        captions: for the decoder; None = no caption at all, which "" is not.
-        indices: which key of the seed an image uses; frames of a path share one.
+        captions: for the decoder; None = no captions, which differs from "".
+        indices: number of the key of each image; frames of a path share one.
         seed: image i depends on (seed, index i) alone.
         options: sampling, guidance and previews.
-        eta: DDIM's noise share, if it varies.
-        negative: captions that guidance leads away from; None = from the dropped condition.
-        inpaint: an image, and the mask of what is kept of it.
-        upsample: True if the upsamplers follow.
-        upsampler_steps: grid of the upsamplers that have details, the one of their inversion; None
-            = as exported.
+        eta: DDIM's eta, one per image, if it varies.
+        negative: captions that guidance leads away from; None = the null condition.
+        inpaint: an image, and the mask of the part that is kept.
+        upsample: True runs the upsamplers.
+        upsampler_steps: grid of the upsamplers that have details, as in their inversion; None =
+            as exported.
         candidate: number of the candidate, where one of several is chosen.
     """
 
@@ -75,7 +75,7 @@ class DecodedImages(NamedTuple):
 
     Attributes:
         images: uint8, at the last upsampler's size or the decoder's.
-        previews: uint8 at the decoder's size; None when not asked for.
+        previews: uint8 at the decoder's size; None if not requested.
     """
 
     images: UInt8[np.ndarray, " b h w 3"]

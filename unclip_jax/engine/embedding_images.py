@@ -1,4 +1,4 @@
-"""Images from embeddings that some other model computed, such as a prior of `fit_prior`."""
+"""Decodes embeddings that another model computed, such as a prior of `fit_prior`."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +19,7 @@ def decode_embeddings(
     Args:
         engine: models with a decoder of z_img.
         z_img: embeddings of that decoder's CLIP, of any norm if it takes them normalised.
-        seed: of the noise.
+        seed: seed of the noise.
 
     Raises:
         UserError: embeddings of another dimension.

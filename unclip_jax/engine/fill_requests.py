@@ -24,7 +24,7 @@ class InpaintRequest(DecodingRequest):
     num: int = option(4, help="images", low=1, high=MAX_IMAGES)
     repeats: int = option(5, help="RePaint: runs of each segment of steps", low=1, high=100)
     jump: int = option(10, help="RePaint: steps in a segment", low=1, high=1000)
-    eta: float = option(1.0, help="noise share of DDIM", low=0, high=1)
+    eta: float = option(1.0, help="eta of DDIM: 0 is deterministic, 1 ancestral", low=0, high=1)
     steps: str = option("50", help="steps of the decoder: ddim250, 50, ...")
     guidance: float = option(3.0, help="guidance scale, 1 = off", low=0, high=MAX_GUIDANCE)
 
@@ -34,7 +34,7 @@ class InpaintRequest(DecodingRequest):
         return self.num
 
     def validate(self) -> None:
-        """Checks what fields must agree on."""
+        """Checks constraints between fields."""
         super().validate()
         image, mask = self.image, self.mask
         assert isinstance(image, InputImage) and isinstance(mask, InputImage)
@@ -49,7 +49,7 @@ class InpaintRequest(DecodingRequest):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompleteRequest(Seeded):
-    """An image of which DALL-E samples a rectangle anew, down to the lower right corner."""
+    """Completion of an image: DALL-E samples a rectangle at its lower right corner anew."""
 
     name = "complete"
     needs = "codes"
@@ -57,14 +57,18 @@ class CompleteRequest(Seeded):
 
     image: ImageInput = option(help="an image", positional=True)
     caption: str = option(help="caption of the whole image", positional=True, blank=False)
-    rows: float = option(0.5, help="share of rows that stay, rounded to codes", low=0, high=1)
-    columns: float = option(0.0, help="share of left columns that stay too", low=0, high=1)
-    paste: bool = option(False, help="put the image's own pixels over the part that stays")
+    rows: float = option(0.5, help="fraction of rows that stay, rounded to codes", low=0, high=1)
+    columns: float = option(
+        0.0, help="fraction of columns, from the left, that stay too", low=0, high=1
+    )
+    paste: bool = option(False, help="restore the image's own pixels in the part that stays")
     num: int = option(4, help="images", low=1, high=MAX_IMAGES)
     guidance: float | None = option(None, help="guidance scale, 1 = off", low=0, high=MAX_GUIDANCE)
     temperature: float | None = option(None, help="temperature, 0 = greedy", low=0, high=100)
     top_k: int | None = option(None, help="most probable codes to draw from", low=1)
-    top_p: float | None = option(None, help="nucleus, 1 = all", low=0, high=1)
+    top_p: float | None = option(
+        None, help="top-p (nucleus) sampling, 1 = all codes", low=0, high=1
+    )
 
     @property
     def image_count(self) -> int:

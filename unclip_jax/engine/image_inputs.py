@@ -1,4 +1,4 @@
-"""Images and masks as users give them: any source, size and mode; errors say what is wrong."""
+"""Reads images and masks of any source, size and mode."""
 
 import hashlib
 import io
@@ -18,7 +18,7 @@ FORMATS = "a PNG, JPEG, WebP, GIF, BMP or TIFF image"
 
 
 class InputImage(NamedTuple):
-    """An image of its own size, not yet encoded.
+    """An image at its original size, not encoded.
 
     Attributes:
         pixels: uint8 RGB, upright.
@@ -34,7 +34,7 @@ class InputImage(NamedTuple):
 
 
 class EncodedImage(NamedTuple):
-    """An image as its bipartite latent, wherever one is expected that would be inverted.
+    """An image encoded as its bipartite latent, accepted wherever an image would be inverted.
 
     Attributes:
         latent: a `latents.Latent`, a batch of one.
@@ -52,7 +52,7 @@ class EncodedImage(NamedTuple):
         return pathlib.Path(self.path).name
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Writes the latent as an .npz, which can be given in the place of the image."""
+        """Writes the latent as an .npz file, which requests accept in place of the image."""
         from unclip_jax.editing import latents  # imports JAX, which reading images does not need
 
         latents.save(pathlib.Path(path), self.latent, origin=self.origin)
@@ -65,9 +65,9 @@ def read(value: Any, *, where: str = "image", latent: bool = False) -> InputImag
     """Reads an image from a path, the bytes of a file, a Pillow image or a uint8 array.
 
     Args:
-        value: the image; one that was read already is returned as it is.
-        where: what to call it in messages where it has no path.
-        latent: True if a latent, or the path of one (.npz), will do too.
+        value: the image; an `InputImage` or `EncodedImage` is returned unchanged.
+        where: its name in messages, if it has no path.
+        latent: True also accepts a latent, or the path of one (.npz).
 
     Raises:
         UserError: there is no such file, or it cannot be used as an image.
@@ -108,7 +108,7 @@ def from_bytes(
     """Decodes the bytes of an image file; `where` names it in messages.
 
     Raises:
-        UserError: it is no image, damaged, too small, too long or too large.
+        UserError: it is not an image, or damaged, too small, too elongated or too large.
     """
     try:
         pixels = image_codec.decode(data, limits=limits)
@@ -118,7 +118,7 @@ def from_bytes(
 
 
 def square(image: InputImage, size: int) -> UInt8[np.ndarray, " s s 3"]:
-    """The middle square, resized so that the shorter side fits; smaller images are enlarged."""
+    """Returns the middle square, resized so that the shorter side fits; enlarges small images."""
     return image_codec.center_crop(image_codec.resize_short(image.pixels, size), size)
 
 
@@ -128,9 +128,9 @@ def squares(images: Sequence[InputImage], size: int) -> Float32[np.ndarray, " n 
 
 
 def mask_square(image: InputImage, size: int) -> Float32[np.ndarray, " s s"]:
-    """Computes 1 (keep) where a mask image is dark and 0 (fill) where it is light.
+    """Returns 1 (keep) where a mask image is dark and 0 (fill) where it is light.
 
-    Cropped as `square` does, without making grey of its edges.
+    Crops as `square` does, without interpolating edges to grey.
     """
     light = PILImage.fromarray(image.pixels).convert("L")
     short = min(light.size)
@@ -141,7 +141,7 @@ def mask_square(image: InputImage, size: int) -> Float32[np.ndarray, " s s"]:
 
 
 def _from_array(array: np.ndarray, where: str) -> PILImage.Image:
-    """A uint8 array [h, w], [h, w, 3] or [h, w, 4] as a Pillow image.
+    """Returns a uint8 array [h, w], [h, w, 3] or [h, w, 4] as a Pillow image.
 
     Raises:
         UserError: another type or shape.
@@ -155,10 +155,10 @@ def _from_array(array: np.ndarray, where: str) -> PILImage.Image:
 
 
 def _bytes(path: pathlib.Path) -> bytes:
-    """The bytes of an image file.
+    """Returns the bytes of an image file.
 
     Raises:
-        UserError: there is none, it is too large, or it cannot be read.
+        UserError: the file does not exist, is too large, or cannot be read.
     """
     if not path.is_file():
         raise UserError(f"there is no image {path}; check the path.")

@@ -62,8 +62,8 @@ class InferenceEngine:
 
         Args:
             loaded: the models.
-            batch: images at once.
-            name: of the models, for records.
+            batch: images per batch.
+            name: name of the models, for records.
         """
         self.loaded, self.name = loaded, name
         self.cascade = loaded.cascade
@@ -80,7 +80,7 @@ class InferenceEngine:
         Args:
             path: the folder, or the URL of a run directory.
             prior: "prior" or "prior_ar"; or the chain, such as "dalle".
-            batch: images at once.
+            batch: images per batch.
 
         Raises:
             UserError: a stage is missing, damaged, or does not fit the others.
@@ -95,16 +95,17 @@ class InferenceEngine:
 
         Args:
             request: one of `requests.REQUESTS`.
-            progress: called with the state of the work several times per batch; it may end the
-                work by raising. The decoder then runs in parts, with an image after each.
+            progress: called with the state of the work several times per batch; it may stop the
+                work by raising an exception. The decoder then runs in parts, with an image after
+                each.
 
         Raises:
-            UserError: these models cannot do it with these inputs.
+            UserError: these models cannot run this request, or not with these inputs.
         """
         if isinstance(request, DecodingRequest) and self.cascade.decoder_sampling is None:
             raise UserError(
-                f"{request.name} edits what a decoder denoises, but this chain decodes codes; use "
-                "complete, or --chain=unclip."
+                f"{request.name} edits the latent of a diffusion decoder, but this chain decodes "
+                "codes; use complete, or --chain=unclip."
             )
         self.runner.progress = progress
         try:
@@ -181,7 +182,7 @@ class InferenceEngine:
     def caption_scores(
         self, images: UInt8[np.ndarray, " b h w 3"], captions: Sequence[str]
     ) -> Float[Array, " b"]:
-        """Computes the cosine of every image with its caption, as CLIP sees them."""
+        """Computes CLIP's cosine of every image and its caption."""
         score = self.runner.compiled(text_to_image.caption_score)
         run = lambda batch: score(self.params, images=batch[0], captions=batch[1])  # noqa: E731
         batch = (jnp.asarray(image_codec.to_float(images)), self.tokens(captions))
@@ -211,7 +212,7 @@ class InferenceEngine:
     def sample_cascade(
         self, captions: Sequence[str], *, seed: int, options: SampleOptions
     ) -> CascadeOutput:
-        """Samples an image per caption by all stages, compiled as one program."""
+        """Samples an image per caption with all stages, compiled as one program."""
         sample = self.runner.compiled(text_to_image.sample, "options")
         run = lambda batch: sample(self.params, *batch, options=options)  # noqa: E731
         keys = _keys(seed, range(len(captions)))
@@ -245,7 +246,7 @@ class InferenceEngine:
         steps: str | None = None,
         refinements: int = 0,
     ) -> UpsamplerLatents:
-        """Computes the upsamplers' noise for images of which decoding makes `base`."""
+        """Computes the upsamplers' noise for images whose latents decode to `base`."""
         sizes = [cfg.model.unet.image_size for cfg in upsampler_latents.leading(self.cascade)]
         if not sizes:
             return ()
@@ -256,7 +257,7 @@ class InferenceEngine:
         return self.runner.run(run, (base, targets), "invert upsamplers")
 
     def initial_noise(self, *, seed: int, indices: Sequence[int], candidate: int = 0) -> Image:
-        """The x_T with which sampling begins image i of this seed."""
+        """Returns the x_T from which sampling image i of this seed starts."""
         return decoding.fresh_noise(self.cascade.decoder, _keys(seed, indices, candidate))
 
     # Decoding.
@@ -276,7 +277,7 @@ class InferenceEngine:
         return DecodedImages(to_uint8(np.asarray(images)), previews)
 
     def decode_base(self, latent: Latent, *, captions: Sequence[str | None], steps: str) -> Image:
-        """Decodes to images in [-1, 1] at the decoder's size, as faithful as their latents."""
+        """Decodes to images in [-1, 1] at the decoder's size: DDIM with eta 0, without clipping."""
         options = DecodeOptions(decoding.faithful(steps))
         indices = [0] * len(captions)  # nothing is random
         return self._decode(DecodeBatch(latent, captions, indices, 0, options))[0]
@@ -294,7 +295,7 @@ class InferenceEngine:
     ) -> Image:
         """Runs the upsamplers from number `start` on, if there are any.
 
-        With `details` they run from the first on and begin with these, on `steps` and with `eta`.
+        With `details` they run from the first on, starting from these, with `steps` and `eta`.
         `captions`, one per image, are for upsamplers that read captions.
         """
         if not self.cascade.upsamplers[start:]:
@@ -313,7 +314,7 @@ class InferenceEngine:
     def invert_ddpm(
         self, images: Sequence[InputImage], conditioning: Conditioning, *, options: MapOptions
     ) -> NoiseMaps:
-        """Computes the noise of every step; `conditioning` is of the images themselves."""
+        """Computes the noise maps of images; `conditioning` describes the images themselves."""
         inputs = {
             "images": jnp.asarray(squares(images, self.base_size)),
             "keys": _keys(conditioning.seed, conditioning.indices),
@@ -335,7 +336,7 @@ class InferenceEngine:
         of: Sequence[int],
         options: MapOptions,
     ) -> Image:
-        """Decodes to images in [-1, 1] at the decoder's size; the i-th uses the maps of[i]."""
+        """Decodes to images in [-1, 1] at the decoder's size; image i uses the noise maps of[i]."""
         table = ddpm_latents.plan(self.cascade.decoder, options)
         parts = progress.preview_count(len(table.t)) if self.watched else 1
         decode = self.runner.compiled(
@@ -362,7 +363,7 @@ class InferenceEngine:
     # Batches of the decoder.
 
     def _decode(self, batch: DecodeBatch) -> tuple[Image, Float[Array, " b p h w 3"] | None, Keys]:
-        """The decoder's images, previews of them if asked for, and the key of every image."""
+        """Returns the decoder's images, their previews if requested, and the key of every image."""
         keys = _keys(batch.seed, batch.indices, batch.candidate)
         inputs = {
             "x_T": batch.latent.x_T,
@@ -386,7 +387,7 @@ class InferenceEngine:
     def _decode_in_parts(
         self, x_T: Image, *, options: DecodeOptions, **inputs: Any
     ) -> tuple[Image, None]:
-        """As `_decode_whole`, reporting the predicted x_0 between parts of the chain."""
+        """Decodes as `_decode_whole`, and reports the predicted x_0 between parts of the chain."""
         cfg, inpaint, eta = self.cascade.decoder, inputs.get("inpaint"), inputs.get("eta")
         decode = self.runner.compiled(decoding.decode_part, "options", config=cfg)
         table = decoding.plan(cfg, options, eta=eta, inpaints=inpaint is not None)
@@ -404,7 +405,7 @@ class InferenceEngine:
         return self.cascade.clip.model.image_size
 
     def _conditions(self, conditioning: Conditioning, *, guided: bool) -> dict[str, Condition]:
-        """The condition of every image, and the one that guidance leads away from."""
+        """Returns the condition of every image, and the negative one."""
         captions, negative = conditioning.captions, conditioning.negative
         conditions = {"condition": Condition(conditioning.z_img, self._captions(captions))}
         if negative is not None:
@@ -415,9 +416,9 @@ class InferenceEngine:
         return conditions
 
     def _captions(self, captions: Sequence[str | None]) -> Caption:
-        """Captions as the decoder reads them.
+        """Returns captions as the decoder reads them.
 
-        None is no caption: all padding for a decoder that reads token ids, as in half of its
+        None means no caption: all padding for a decoder that reads token ids, as in half of its
         training, and the empty caption for one that reads CLIP's features.
         """
         tokens = self.tokens([caption or "" for caption in captions])

@@ -1,4 +1,4 @@
-"""Images encoded as DDPM noise maps (DDPM inversion): inverted, decoded again, enlarged."""
+"""DDPM inversion of images: encodes them as noise maps, decodes these and enlarges the result."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -19,11 +19,11 @@ from unclip_jax.inference import text_to_image
 
 
 class InvertedImages(NamedTuple):
-    """Images as their noise.
+    """Images encoded as noise.
 
     Attributes:
-        maps: of the decoder, step by step.
-        details: x_T of the upsamplers; () = they sample their own.
+        maps: noise maps of the decoder, one per step.
+        details: x_T of the upsamplers; () = they start from fresh noise.
     """
 
     maps: NoiseMaps
@@ -48,8 +48,8 @@ def invert(
         conditioning: their own z_img and captions.
         options: steps, eta, strength and guidance; the same for `decode`.
         details: True if upsamplers are inverted too.
-        upsampler_steps: grid of that.
-        refinements: fixed-point iterations per step of that.
+        upsampler_steps: grid of their inversion.
+        refinements: fixed-point iterations per step of their inversion.
     """
     maps = engine.invert_ddpm(images, conditioning, options=options)
     if not details:

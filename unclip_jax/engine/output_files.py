@@ -1,4 +1,4 @@
-"""Files of a result on disk: where they may be written, and those of an earlier result there."""
+"""Paths of a result on disk: checks before writing, and the files of an earlier result."""
 
 import json
 import pathlib
@@ -11,11 +11,11 @@ _RESULT_FILE = re.compile(r"\d{4,}\.(png|npz)")  # names in the folder of a resu
 
 
 def check(path: pathlib.Path) -> None:
-    """Rejects a path that `Result.save` would.
+    """Rejects a path to which `Result.save` could not write.
 
     Raises:
-        UserError: it does not end in .png, it cannot be written, or the folder of the images holds
-            some that no earlier result lists.
+        UserError: it does not end in .png, it cannot be written, or the folder of the images
+            contains some that no earlier result lists.
     """
     if path.suffix.lower() != ".png":
         raise UserError(f"out is {str(path)!r}; give a name that ends in .png.")
@@ -38,7 +38,7 @@ def check(path: pathlib.Path) -> None:
 
 
 def earlier(path: pathlib.Path) -> list[str]:
-    """Files of the result that the record beside `path` describes, relative to its folder."""
+    """Returns the files that the record beside `path` lists, relative to its folder."""
     images = [f"{path.stem}/{name}" for name in listed(path.with_suffix("")) or []]
     latents = [f"{name.removesuffix('.png')}.npz" for name in images]
     animations = [f"{path.stem}.{kind}" for kind in ("gif", "webp")] if images else []
@@ -46,9 +46,9 @@ def earlier(path: pathlib.Path) -> list[str]:
 
 
 def listed(folder: pathlib.Path) -> list[str] | None:
-    """Names of the images in a folder that the record beside it lists, or None without a record.
+    """Returns the image names that the record beside a folder lists; None without a record.
 
-    Only names that a result may have are returned; nothing else in a record is believed.
+    Records are untrusted: names that no result has are left out.
     """
     try:
         record = json.loads(folder.with_name(f"{folder.name}.json").read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""The common class of requests, and the fields of decoding and of inversion that they share."""
+"""Base classes of requests, with the fields of decoding and of inversion."""
 
 import dataclasses
 import importlib
@@ -14,8 +14,8 @@ MAX_IMAGES = 4096  # of one request
 MAX_GUIDANCE = 100
 SCHEDULES = "constant, rising, falling, or interval:LOW:HIGH of the way from noise to image"
 ANIMATIONS = ("gif", "webp")
-# Of an inversion: fewer steps than the paper's 250, each solved instead of approximated, come back
-# more exactly in as much time.
+# Of an inversion: fewer steps than the paper's 250, each solved by fixed-point iteration,
+# reconstruct more exactly in the same time.
 STEPS, REFINE = "50", 3
 
 
@@ -36,7 +36,7 @@ class Request:
     def fits(cls, cascade: Any) -> bool:
         """Returns True if a cascade has the stages that this kind of request needs."""
         conditions = {name for stage in cascade.stages for name in stage.reads}
-        z_img = {"z_img"} if conditions & {"z_img", "z_txt"} else set()  # either may be given
+        z_img = {"z_img"} if conditions & {"z_img", "z_txt"} else set()  # either may be passed
         return not cls.needs or cls.needs in conditions | z_img
 
     def validate(self) -> None:
@@ -48,7 +48,7 @@ class Request:
 
     @property
     def image_count(self) -> int:
-        """Number of images that the models generate for this request: its cost."""
+        """Number of images that the models generate for this request, a measure of its cost."""
         return 1
 
     def run(self, engine: Any) -> Any:
@@ -58,7 +58,7 @@ class Request:
 
 
 def check_negative(negative: str | None, guidance: GuidanceSchedule) -> None:
-    """Rejects a negative caption that nothing would lead away from.
+    """Rejects a negative caption without guidance, which has no effect.
 
     Raises:
         UserError: guidance is off.
@@ -71,7 +71,7 @@ def check_negative(negative: str | None, guidance: GuidanceSchedule) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Seeded(Request):
-    """A request with random draws."""
+    """A request that uses a random seed."""
 
     seed: int = option(
         0, help="random seed; image i depends on it and on i alone", low=0, high=MAX_SEED
@@ -94,11 +94,11 @@ class DecodingRequest(Seeded):
 
     @property
     def schedule(self) -> GuidanceSchedule:
-        """Guidance along the chain."""
+        """Guidance scale along the chain."""
         return guidance_schedule.parse(self.guidance_schedule, scale=self.guidance)
 
     def validate(self) -> None:
-        """Checks what fields must agree on."""
+        """Checks constraints between fields."""
         check_negative(self.negative, self.schedule)
 
 
@@ -125,5 +125,5 @@ class EncodingRequest(DecodingRequest):
 
     @property
     def inverts_details(self) -> bool:
-        """True if the upsamplers are to be inverted as well."""
+        """True if the upsamplers are inverted too."""
         return self.upsample and (self.details or "inverted") == "inverted"

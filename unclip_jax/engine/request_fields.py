@@ -1,8 +1,8 @@
-"""Fields of requests: types, defaults, bounds and help, declared once and read by every surface.
+"""Fields of requests: types, defaults, bounds and help, declared once for every interface.
 
 A request is a frozen dataclass whose fields come from `option`. The command line derives its flags
-from them, the HTTP API its schema, and `check` rejects a wrong value with the same text whether it
-came from a flag, from JSON or from Python.
+from them, the HTTP API its schema, and `check` rejects a wrong value with the same message
+from a flag, from JSON and from Python.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ _EXPECTED = {
     "boolean": "true or false",
     "text": "a text",
 }
-# Earlier names of fields, so that an old request is told the new one.
+# Earlier names of fields; requests that use them are rejected with the new name.
 RENAMED = {
     "picture": "image",
     "pictures": "images",
@@ -44,18 +44,18 @@ RENAMED = {
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """Everything about a field but its type and default.
+    """Properties of a field apart from its type and default.
 
     Attributes:
         help: one line, without a full stop.
         low: least value of a number; None = unbounded.
         high: greatest value of a number.
-        choices: the only values of a text; () = any.
+        choices: the permitted values of a text; () = any.
         count: least and greatest number of items in a list.
         blank: True if a text may be empty.
         positional: True if the command line takes it without a flag.
         flag: name of the command line's flag; "" = the field's name.
-        weights: field with one number per item of this list; the command line takes both together.
+        weights: field with one number per item of this list; a flag takes item and weight together.
         latent: True if an image may also be a latent file (.npz).
     """
 
@@ -73,7 +73,7 @@ class Option:
 
 @dataclasses.dataclass(frozen=True)
 class RequestField:
-    """A field of a request as `fields` reads it.
+    """A field of a request, as `fields` returns it.
 
     Attributes:
         name: in Python and in JSON.
@@ -82,7 +82,7 @@ class RequestField:
         optional: True if None is a value.
         required: True if there is no default.
         default: None where there is none.
-        option: the rest.
+        option: its other properties.
     """
 
     name: str
@@ -95,12 +95,12 @@ class RequestField:
 
 
 def option(default: Any = dataclasses.MISSING, **metadata: Any) -> Any:
-    """A dataclass field with its `Option`; without a default it is required."""
+    """Declares a dataclass field with its `Option`; without a default it is required."""
     return dataclasses.field(default=default, metadata={"option": Option(**metadata)})
 
 
 def fields(request: Any) -> dict[str, RequestField]:
-    """The fields of a request or of its class, by name."""
+    """Returns the fields of a request or of its class, by name."""
     cls = request if isinstance(request, type) else type(request)
     hints = typing.get_type_hints(cls)
     return {field.name: _field(field, hints[field.name]) for field in dataclasses.fields(cls)}
@@ -111,8 +111,8 @@ def build(cls: type[T], values: Mapping[str, Any], *, name: str) -> T:
 
     Args:
         cls: a class of requests.
-        values: None counts as left out.
-        name: of the request, for messages.
+        values: values of fields; None = not set.
+        name: name of the request, for messages.
 
     Raises:
         UserError: an unknown or missing field, or a value that `check` rejects.
@@ -141,7 +141,7 @@ def check(request: Any) -> None:
 
 
 def checked(field: RequestField, value: Any) -> Any:
-    """One value of a field, checked and converted.
+    """Checks and converts one value of a field.
 
     Raises:
         UserError: see `check`.
@@ -161,7 +161,7 @@ def checked(field: RequestField, value: Any) -> Any:
 
 
 def range_text(field: RequestField) -> str:
-    """The bounds of a field for people: "0 to 1", "at most 100"; "" without bounds."""
+    """Returns the bounds of a field as text: "0 to 1", "at most 100"; "" without bounds."""
     low, high = field.option.low, field.option.high
     if low is None or high is None:
         return "" if low is None else f"at least {low:g}"
@@ -169,7 +169,7 @@ def range_text(field: RequestField) -> str:
 
 
 def plain(request: Any) -> dict[str, Any]:
-    """The fields of a request, JSON-ready, images by the name or path that they came with."""
+    """Returns the fields of a request, JSON-ready, with images by path or name."""
     values = {name: getattr(request, name) for name in fields(request)}
     return {name: _plain(value) for name, value in values.items()}
 
@@ -195,7 +195,7 @@ def _field(field: dataclasses.Field, hint: Any) -> RequestField:
 
 
 def _item(field: RequestField, name: str, value: Any) -> Any:
-    """One value, or one item of a list."""
+    """Checks and converts one value, or one item of a list."""
     option = field.option
     if field.scalar == "image":
         return image_inputs.read(value, where=name, latent=option.latent)

@@ -1,9 +1,9 @@
-"""Everything that one can ask of trained models: a frozen dataclass per kind of request.
+"""All requests to trained models: a frozen dataclass per kind.
 
     request = VariationsRequest(image="one.png", etas=(0.0, 1.0), seed=3)
     result = engine.run(request)
 
-A request is checked when it is built: types, bounds, and what its fields must agree on. The command
+A request is checked when it is built: types, bounds, and constraints between fields. The command
 line reads its flags from these classes, the HTTP API its schema. To add one: a class here or in
 `fill_requests.py`, its line in `REQUESTS`, and a module of its name in `engine/handlers` with
 `run(engine, request)`. Building a request does not import JAX.
@@ -70,23 +70,26 @@ class TextRequest(Seeded):
         low=1,
     )
     prior_top_p: float | None = option(
-        None, help="autoregressive prior, DALL-E: nucleus, 1 = all", low=0, high=1
+        None,
+        help="autoregressive prior, DALL-E: top-p (nucleus) sampling, 1 = all codes",
+        low=0,
+        high=1,
     )
     prior_dot_percentile: float | None = option(
         None,
-        help="autoregressive prior: condition on a z_img . z_txt above this percentile",
+        help="autoregressive prior: condition on z_img . z_txt (dot product) above this percentile",
         low=0,
         high=99.9,
     )
     candidates: int | None = option(
         None,
-        help="embeddings per caption, of which that nearest to the caption is used",
+        help="embeddings sampled per caption, of which the nearest to the caption is used",
         low=1,
         high=64,
     )
     best_of: int = option(
         1,
-        help="candidates per image, of which CLIP selects the nearest",
+        help="images sampled per caption, of which CLIP selects the nearest to it",
         low=1,
         high=512,
     )
@@ -108,7 +111,7 @@ class TextRequest(Seeded):
 
     @property
     def image_count(self) -> int:
-        """Every caption `num` times, and as often as `best_of` says."""
+        """`num` times `best_of` per caption."""
         return len(self.captions) * self.num * self.best_of
 
     @property
@@ -120,25 +123,25 @@ class TextRequest(Seeded):
 
     @property
     def stepwise(self) -> bool:
-        """True if the decoder has to run apart from the other stages."""
+        """True if the decoder has to run separately from the other stages."""
         schedule = self.guidance_schedule != "constant"
         return schedule or self.negative is not None or self.previews > 0
 
     def validate(self) -> None:
-        """Checks what fields must agree on."""
+        """Checks constraints between fields."""
         schedule = guidance_schedule.parse(self.guidance_schedule, scale=self.guidance or 2.0)
         if self.guidance is not None:
             check_negative(self.negative, schedule)
         if self.clip_scale and self.classifier_scale:
             raise UserError(
                 f"clip_scale is {self.clip_scale:g} and classifier_scale is "
-                f"{self.classifier_scale:g}, but one guide is loaded; leave one of them out."
+                f"{self.classifier_scale:g}, but only one guide can be loaded; leave one out."
             )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReconstructRequest(EncodingRequest):
-    """Images through their latents and back."""
+    """Reconstruction of images from their latents."""
 
     name = "reconstruct"
     summary = "Encode images to their latents, save these, and decode them again."
@@ -174,7 +177,7 @@ class VariationsRequest(EncodingRequest):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InterpolateRequest(EncodingRequest):
-    """A path through two images or more (unCLIP, section 3.2)."""
+    """Interpolation along a path of two or more images (unCLIP, section 3.2)."""
 
     name = "interpolate"
     summary = "Interpolate images: their CLIP embeddings, and their noise x_T if it is inverted."
@@ -196,18 +199,18 @@ class InterpolateRequest(EncodingRequest):
 
     @property
     def image_count(self) -> int:
-        """Frames of the path; neighbouring pairs share one."""
+        """Frames of the path; neighbouring pairs have one in common."""
         return (len(self.images) - 1) * (self.frames - 1) + 1
 
     @property
     def inverts_details(self) -> bool:
-        """False for shared noise, where no frame would use them."""
+        """False for shared noise: no frame uses inverted details."""
         return self.noise == "inverted" and super().inverts_details
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextDiffRequest(EncodingRequest):
-    """One image changed as one caption differs from another (unCLIP, section 3.3)."""
+    """Edit of an image by the difference of two captions (unCLIP, section 3.3)."""
 
     name = "text-diff"
     summary = "Turn an image towards a caption; its composition stays."
@@ -221,7 +224,9 @@ class TextDiffRequest(EncodingRequest):
     source: str | None = option(
         None, help="caption of the image, or a dummy such as 'a photo'; default: none"
     )
-    theta: float = option(0.5, help="end of the path, usually 0.25 to 0.5", low=0, high=1)
+    theta: float = option(
+        0.5, help="end of the path, as a fraction of the arc, usually 0.25 to 0.5", low=0, high=1
+    )
     frames: int = option(7, help="images of the path, both ends counted", low=2, high=1000)
     refine: int = option(0, help="ddim: fixed-point iterations per step", low=0, high=32)
     inversion: str | None = option(
@@ -231,11 +236,9 @@ class TextDiffRequest(EncodingRequest):
         choices=("ddim", "ddpm"),
     )
     strength: float | None = option(
-        None, help="ddpm: share of the chain that is sampled again; default: 0.7", low=0, high=1
+        None, help="ddpm: fraction of the chain that is sampled again; default: 0.7", low=0, high=1
     )
-    eta: float | None = option(
-        None, help="ddpm: noise share of its steps; default: 0.5", low=0, high=1
-    )
+    eta: float | None = option(None, help="ddpm: eta of its steps; default: 0.5", low=0, high=1)
     animate: str | None = option(None, help="also write an animation", choices=ANIMATIONS)
 
     @property
@@ -245,18 +248,18 @@ class TextDiffRequest(EncodingRequest):
 
     @property
     def keeps_noise_maps(self) -> bool:
-        """True for DDPM inversion, the default where there is an image to begin with."""
+        """True for DDPM inversion, the default for an image (a latent has no noise maps)."""
         default = "ddim" if isinstance(self.image, EncodedImage) else "ddpm"
         return (self.inversion or default) == "ddpm"
 
     @property
     def inverts_details(self) -> bool:
-        """Fresh by default under ddpm, where inverted details leave fringes of the old colour."""
+        """False by default under ddpm, where inverted details leave fringes of the old colour."""
         fresh = self.keeps_noise_maps and self.details is None
         return not fresh and super().inverts_details
 
     def validate(self) -> None:
-        """Checks what fields must agree on."""
+        """Checks constraints between fields."""
         super().validate()
         default = "fresh" if self.keeps_noise_maps else "inverted"
         fresh = (self.details or default) == "fresh"
@@ -283,10 +286,10 @@ class TextDiffRequest(EncodingRequest):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlendRequest(EncodingRequest):
-    """The weighted mean on the sphere of images and captions as CLIP sees them."""
+    """Images from the weighted mean, on the sphere, of the embeddings of images and captions."""
 
     name = "blend"
-    summary = "Generate the weighted mean, on the sphere, of images and captions."
+    summary = "Generate images from a weighted mean, on the sphere, of images and captions."
 
     images: tuple[ImageInput, ...] = option(
         (),
@@ -323,22 +326,22 @@ class BlendRequest(EncodingRequest):
 
     @property
     def weights(self) -> tuple[list[float], list[float]]:
-        """Weights of the images and of the texts."""
+        """The weights of images and of captions."""
         one, other = self.image_weights, self.text_weights
         return list(one or [1.0] * len(self.images)), list(other or [1.0] * len(self.texts))
 
     @property
     def fresh(self) -> bool:
-        """True if x_T is random: asked for, or no image has weight."""
+        """True if x_T is random: as requested, or because no image has weight."""
         return self.noise == "fresh" or not any(self.weights[0])
 
     @property
     def inverts_details(self) -> bool:
-        """False for fresh noise, which has no use for them."""
+        """False for fresh noise, which does not use inverted details."""
         return not self.fresh and super().inverts_details
 
     def validate(self) -> None:
-        """Checks what fields must agree on."""
+        """Checks constraints between fields."""
         super().validate()
         count = len(self.images) + len(self.texts)
         for items, name in (("images", "image_weights"), ("texts", "text_weights")):
@@ -358,7 +361,7 @@ class BlendRequest(EncodingRequest):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PcaProbeRequest(DecodingRequest):
-    """The first components of an embedding, decoded (unCLIP, section 4, figure 7)."""
+    """Images from the first principal components of embeddings (unCLIP, section 4, figure 7)."""
 
     name = "probe-pca"
     summary = "Decode images from the first principal components of their z_img."
@@ -375,13 +378,13 @@ class PcaProbeRequest(DecodingRequest):
 
     @property
     def image_count(self) -> int:
-        """One per image and number of components, of which eight are usual."""
+        """One per image and number of components, of which there are eight by default."""
         return len(self.images) * (len(self.components) or 8)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UpscaleRequest(Seeded):
-    """Any image through the upsamplers."""
+    """Enlargement of any image by the upsamplers."""
 
     name = "upscale"
     needs = "low_res"
@@ -390,7 +393,7 @@ class UpscaleRequest(Seeded):
     images: tuple[ImageInput, ...] = option(help="images", positional=True)
     from_size: int | None = option(
         None,
-        help="side to start from, one that an upsampler takes; default: the largest that is not "
+        help="side of the images that the first upsampler reads; default: the largest that is not "
         "above the smallest image",
         low=1,
         high=4096,

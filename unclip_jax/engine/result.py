@@ -1,4 +1,4 @@
-"""The result of a request: images, how to show and save them, and a record to repeat it."""
+"""The result of a request: images, their display and files, and a record to repeat the request."""
 
 import dataclasses
 import io
@@ -33,11 +33,11 @@ class Result:
         labels: one per panel.
         record: JSON-ready; holds the request, the models and the inputs.
         panels: images for display, which may include originals and previews; None = `images`.
-        columns: panels per row; None = as square as it gets.
-        z_img: CLIP image embeddings of `images`, where they were generated from them.
-        latents: of the input images, where the request encodes them to keep.
-        previews: predictions on the way at the decoder's size, [n p h w 3].
-        animate: format of the animation that was asked for, "gif" or "webp".
+        columns: panels per row; None = as close to a square as possible.
+        z_img: the CLIP image embeddings from which `images` were generated, if any.
+        latents: latents of the input images, if the request keeps them.
+        previews: intermediate predictions at the decoder's size, [n p h w 3].
+        animate: format of the animation, "gif" or "webp"; None = none.
         note: a remark for the user, such as details that were left out; "" = none.
     """
 
@@ -54,7 +54,7 @@ class Result:
 
     @property
     def display(self) -> UInt8[np.ndarray, "_ _ _ 3"]:
-        """The panels, or the images where there are no others."""
+        """The panels, or the images if there are no panels."""
         return self.images if self.panels is None else self.panels
 
     def grid(self) -> PILImage.Image:
@@ -68,7 +68,7 @@ class Result:
         return buffer.getvalue()
 
     def animation(self) -> bytes | None:
-        """The panels as an endless GIF or WebP (lossless), if one was asked for."""
+        """The panels as an endless GIF or WebP (lossless); None if none was requested."""
         if self.animate is None:
             return None
         frames = [PILImage.fromarray(image) for image in self.display]
@@ -102,11 +102,11 @@ class Result:
     def save(self, path: str | pathlib.Path) -> None:
         """Writes all `files` beside `path`; of several processes only the first one does.
 
-        What an earlier result wrote there is removed, so that the folder holds the images which the
-        record lists, and no others.
+        Files of an earlier result there are removed, so that the folder contains exactly the images
+        that the record lists.
 
         Args:
-            path: of the labelled grid; ends in .png.
+            path: path of the labelled grid; ends in .png.
 
         Raises:
             UserError: another suffix, files that cannot be written, or images in the folder that no

@@ -56,10 +56,8 @@ class BatchRunner:
             config: first argument; None = the config of this runner.
         """
         config = self.config if config is None else config
-        key = (
-            function,
-            id(config),
-        )  # the partial keeps the config alive, so that its id is not reused
+        # the partial keeps the config alive, so that its id is not reused
+        key = (function, id(config))
         if key not in self._compiled:
             run = functools.partial(function, config)
             self._compiled[key] = CompiledFunction(

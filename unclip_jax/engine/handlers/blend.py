@@ -1,4 +1,4 @@
-"""Runs `BlendRequest`: images between several images and captions, by weight."""
+"""Runs `BlendRequest`: images from a weighted mean of images and captions."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ from unclip_jax.engine.result import Result
 
 
 def run(engine: InferenceEngine, request: BlendRequest) -> Result:
-    """Decodes the blend, from blended noise or from fresh noise."""
+    """Decodes the mean embedding, from blended noise or from fresh noise."""
     image_weights, text_weights = request.weights
     weights, indices = image_weights + text_weights, list(range(request.num))
     encoded = encoding.encode_for(engine, request.images, request) if request.images else []

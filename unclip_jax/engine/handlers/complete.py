@@ -1,4 +1,4 @@
-"""Runs `CompleteRequest`: a part of an image sampled anew by DALL-E."""
+"""Runs `CompleteRequest`: DALL-E samples a part of an image anew."""
 
 import dataclasses
 

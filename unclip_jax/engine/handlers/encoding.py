@@ -1,4 +1,4 @@
-"""Images, or latents encoded earlier, to latents that are ready to be edited."""
+"""Encodes images to latents for editing; latents that were encoded earlier are checked."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from unclip_jax.inference.decoding import DecodeOptions, faithful
 def encode_for(
     engine: InferenceEngine, images: Sequence[Any], request: EncodingRequest
 ) -> list[EncodedImage]:
-    """Encodes the images of a request as its fields say; see `encode`."""
+    """Encodes the images of a request with its settings; see `encode`."""
     return encode(
         engine,
         images,
@@ -45,14 +45,14 @@ def encode(
     Args:
         engine: the models.
         images: anything that `image_inputs.read` reads; latents are checked and passed through.
-        caption: of the images, for the decoder.
-        steps: the chain; decode on the same one.
+        caption: caption of the images, for the decoder.
+        steps: grid of the chain; decode on the same one.
         refine: fixed-point iterations per step.
         details: True if the upsamplers are to be inverted too, where they can be.
-        upsampler_steps: grid of that; None = as exported.
+        upsampler_steps: grid of their inversion; None = as exported.
 
     Raises:
-        UserError: an image cannot be used, or a latent is of other models or another chain.
+        UserError: an image cannot be used, or a latent has other models or another chain.
     """
     details = details and bool(upsampler_latents.leading(engine.cascade))
     inputs = [image_inputs.read(image, latent=True) for image in images]
@@ -84,7 +84,7 @@ def encode(
     bare = [image for image in encoded if not image.latent.details]
     if 0 < len(bare) < len(encoded):
         raise UserError(
-            f"{bare[0].path} holds no details for the upsamplers, as other inputs do; encode its "
+            f"{bare[0].path} has no details for the upsamplers, but other inputs have; encode its "
             "image again, or give details=fresh."
         )
     return encoded
@@ -98,7 +98,7 @@ def _origin(
     steps: str,
     refinements: int,
 ) -> LatentOrigin:
-    """The origin of the latent of an image, without details."""
+    """Returns the origin of the latent of an image, without details."""
     return LatentOrigin(
         clip_id=engine.clip_id,
         decoder_id=engine.decoder_id,
@@ -112,7 +112,7 @@ def _origin(
 
 
 def detail_origins(engine: InferenceEngine, steps: str | None) -> tuple[UpsamplerLatentOrigin, ...]:
-    """The origins of details: one per upsampler that has them."""
+    """Returns the origins of details: one per upsampler that has them."""
     leading = upsampler_latents.leading(engine.cascade)
     return tuple(
         UpsamplerLatentOrigin(
@@ -125,15 +125,15 @@ def detail_origins(engine: InferenceEngine, steps: str | None) -> tuple[Upsample
 
 
 def joined(encoded: Sequence[EncodedImage]) -> Latent:
-    """The latents of all images as one batch."""
+    """Returns the latents of all images as one batch."""
     return latents.join([image.latent for image in encoded])
 
 
 def caption_of(encoded: Sequence[EncodedImage]) -> str | None:
-    """The caption under which all of them were inverted, which decoding must repeat.
+    """Returns the caption with which all images were inverted; decoding must use it too.
 
     Raises:
-        UserError: they differ.
+        UserError: the captions differ.
     """
     captions = {image.origin.caption for image in encoded}
     if len(captions) > 1:
@@ -147,7 +147,7 @@ def caption_of(encoded: Sequence[EncodedImage]) -> str | None:
 def decode_batch(
     request: DecodingRequest, latent: Latent, *, caption: str | None, **changes: Any
 ) -> DecodeBatch:
-    """The batch for a path: all frames have one key, unless `changes` say otherwise."""
+    """Returns the batch for a path; all frames have the same key, unless `changes` sets others."""
     count = latent.z_img.shape[0]
     values: dict[str, Any] = {
         "latent": latent,
@@ -163,7 +163,7 @@ def decode_batch(
 
 
 def negatives(request: DecodingRequest, count: int) -> list[str] | None:
-    """The negative caption for every image, or None."""
+    """Returns the negative caption of every image, or None."""
     return None if request.negative is None else [request.negative] * count
 
 
@@ -175,10 +175,10 @@ def _checked(
     details: bool,
     upsampler_steps: str | None,
 ) -> EncodedImage:
-    """A latent encoded earlier, with its details only where they are to be used.
+    """Returns a latent that was encoded earlier, with its details only if `details`.
 
     Raises:
-        UserError: it is of other models or of another chain.
+        UserError: it has other models or another chain.
     """
     latent, origin, path = encoded
     latents.check_fits(origin, clip_id=engine.clip_id, decoder_id=engine.decoder_id, where=path)

@@ -1,4 +1,4 @@
-"""Runs `InpaintRequest`: a part of an image filled, the rest kept bit for bit (RePaint)."""
+"""Runs `InpaintRequest`: fills a part of an image, and keeps the rest bit for bit (RePaint)."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +16,7 @@ from unclip_jax.objectives.gaussian import SamplingConfig
 
 
 def run(engine: InferenceEngine, request: InpaintRequest) -> Result:
-    """Fills the masked part; every other pixel is the original's, upsampled or not."""
+    """Fills the masked part; all other pixels are the original's, also after upsampling."""
     image, mask, indices = request.image, request.mask, list(range(request.num))
     assert isinstance(image, InputImage) and isinstance(mask, InputImage)
     if request.caption:

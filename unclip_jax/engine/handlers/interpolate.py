@@ -1,4 +1,4 @@
-"""Runs `InterpolateRequest`: a path through two images or more (unCLIP, section 3.2)."""
+"""Runs `InterpolateRequest`: a path of two or more images (unCLIP, section 3.2)."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from unclip_jax.engine.result import Result
 
 
 def run(engine: InferenceEngine, request: InterpolateRequest) -> Result:
-    """Decodes the path in one row per pair of images."""
+    """Decodes the path, with a row per pair of images."""
     encoded = encoding.encode_for(engine, request.images, request)
     shared = request.noise == "shared"
     noise = engine.initial_noise(seed=request.seed, indices=[0]) if shared else None

@@ -1,4 +1,4 @@
-"""Runs `PcaProbeRequest`: the first components of embeddings (unCLIP, section 4, figure 7)."""
+"""Runs `PcaProbeRequest`: images from the first components (unCLIP, section 4, figure 7)."""
 
 import pathlib
 
@@ -15,11 +15,11 @@ from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.engine.requests import PcaProbeRequest
 from unclip_jax.engine.result import Result
 
-MAX_EMBEDDINGS = 200_000  # more do not change the components, only the time
+MAX_EMBEDDINGS = 200_000  # more embeddings take longer and do not change the components
 
 
 def run(engine: InferenceEngine, request: PcaProbeRequest) -> Result:
-    """Decodes in one row per image: few components to all, under one noise."""
+    """Decodes a row per image, from few components to all, with the same noise."""
     source = EmbeddingSource(pathlib.Path(request.embeddings))
     dim = source.dim("z_img")
     clip_id = source.info().get("clip_id", engine.clip_id)

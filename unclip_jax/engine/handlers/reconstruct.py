@@ -1,4 +1,4 @@
-"""Runs `ReconstructRequest`: images through their bipartite latents and back."""
+"""Runs `ReconstructRequest`: encodes images to bipartite latents and decodes them again."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from unclip_jax.metrics.psnr import psnr
 
 
 def run(engine: InferenceEngine, request: ReconstructRequest) -> Result:
-    """Shows each image beside its reconstruction, and keeps its latent."""
+    """Shows each image beside its reconstruction; the result contains its latent."""
     encoded = encoding.encode_for(engine, request.images, request)
     latent, caption = encoding.joined(encoded), encoding.caption_of(encoded)
     decoded = engine.decode(encoding.decode_batch(request, latent, caption=caption)).images

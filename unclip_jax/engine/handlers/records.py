@@ -1,4 +1,4 @@
-"""Results with the record of what was asked of which models with which inputs."""
+"""Builds results with their record: the request, the models and the inputs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,11 +29,11 @@ def result(
 
     Args:
         engine: the models.
-        request: what was asked.
+        request: the request.
         images: uint8, in order.
         labels: one per panel.
         inputs: the images that were read, as they were used.
-        facts: further entries of the record.
+        facts: further entries of the record by name.
         display: further fields of `Result`.
     """
     record = describe(
@@ -59,7 +59,7 @@ def result(
 def describe(
     request: Request, *, models: dict[str, Any], labels: Sequence[str], **facts: Any
 ) -> dict[str, Any]:
-    """Returns the record of a request, from which it can be repeated, with further entries."""
+    """Returns the record of a request, from which `sample repeat` can run it again."""
     return {
         "command": request.name,
         "request": request_fields.plain(request),

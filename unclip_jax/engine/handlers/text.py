@@ -1,8 +1,8 @@
 """Runs `TextRequest`: images for captions.
 
-The cascade is compiled as one program. Where the decoder needs more (negative captions, guidance
-schedules, previews) or somebody follows the progress, the stages run one after the other from the
-same noise, and give the same images up to rounding.
+The cascade is compiled as one program. For negative captions, guidance
+schedules, previews and progress callbacks, the stages run one after the other from the same noise,
+and the images are equal up to rounding.
 """
 
 import dataclasses
@@ -69,12 +69,12 @@ def run_by_stage(files: CascadeFiles, request: TextRequest, *, batch: int, name:
 
     Args:
         files: the models, not yet loaded.
-        request: without `best_of` and without anything that `TextRequest.stepwise` names.
-        batch: images at once.
-        name: of the models, for the record.
+        request: without `best_of` and the settings that `TextRequest.stepwise` checks.
+        batch: images per batch.
+        name: name of the models, for the record.
 
     Raises:
-        UserError: the request has one of these, or there are several processes.
+        UserError: the request has one of these settings, or there are several processes.
     """
     if request.stepwise or request.best_of > 1 or request.guide_scale[1]:
         raise UserError(
@@ -107,15 +107,15 @@ def run_by_stage(files: CascadeFiles, request: TextRequest, *, batch: int, name:
 
 
 def captions_of(request: TextRequest) -> list[str]:
-    """The caption of every image."""
+    """Returns the caption of every image."""
     return [caption for caption in request.captions for _ in range(request.num)]
 
 
 def sample_options(request: TextRequest, cascade: Cascade) -> SampleOptions:
-    """The exported sampling settings with the changes of a request.
+    """Returns the exported sampling settings with the changes of a request.
 
     Raises:
-        UserError: a setting that this prior does not have, or a value that has no meaning.
+        UserError: a setting that this prior does not have, or a value that is not valid.
     """
     decoder = {
         "guidance_scale": request.guidance,
@@ -138,10 +138,10 @@ def sample_options(request: TextRequest, cascade: Cascade) -> SampleOptions:
 def _guided(
     engine: InferenceEngine, request: TextRequest, captions: list[str], options: SampleOptions
 ) -> tuple[Any, np.ndarray]:
-    """z_img from the prior, then images guided by the loaded noise-aware CLIP or classifier.
+    """Samples z_img, then images guided by the loaded noise-aware CLIP or classifier.
 
     Raises:
-        UserError: there is none, or the request also needs something else of the decoder.
+        UserError: none is loaded, or the request has settings that do not work with guidance by it.
     """
     guide, cascade = engine.loaded.guide, engine.cascade
     name, scale = request.guide_scale
@@ -157,8 +157,7 @@ def _guided(
         )
     if request.stepwise or request.best_of > 1:
         raise UserError(
-            f"{name} goes without negative, guidance_schedule, previews and best_of; leave them "
-            "out."
+            f"{name} excludes negative, guidance_schedule, previews and best_of; leave them out."
         )
     indices = range(len(captions))
     z_img = None
@@ -179,7 +178,7 @@ def _guided(
 def _best_of_stepwise(
     engine: InferenceEngine, request: TextRequest, captions: list[str], options: SampleOptions
 ) -> tuple[Any, DecodedImages]:
-    """The best of `request.best_of` candidates per image, of which two are in memory at once."""
+    """Samples the best of `request.best_of` candidates per image; memory holds two at a time."""
     best = _stepwise(engine, request, captions, options, candidate=0)
     if request.best_of == 1:
         return best
@@ -193,7 +192,7 @@ def _best_of_stepwise(
 
 
 def _rows(choice: np.ndarray, new: Any, old: Any) -> Any:
-    """The rows of `new` where `choice` is true, those of `old` elsewhere, in every array."""
+    """Returns the rows of `new` where `choice` is true and of `old` elsewhere, in every array."""
     select = lambda x, y: np.where(choice.reshape(-1, *(1,) * (x.ndim - 1)), x, y)  # noqa: E731
     return jax.tree.map(select, new, old)
 
@@ -206,7 +205,7 @@ def _stepwise(
     *,
     candidate: int,
 ) -> tuple[Any, DecodedImages]:
-    """z_img from the prior, then images from the decoder and the upsamplers."""
+    """Samples z_img, then base images, then runs the upsamplers."""
     sampling = options.decoder or engine.cascade.decoder.sampling
     guidance = guidance_schedule.parse(request.guidance_schedule, scale=sampling.guidance_scale)
     check_negative(request.negative, guidance)
@@ -226,7 +225,7 @@ def _stepwise(
 
 
 def _with_previews(decoded: DecodedImages, captions: list[str]) -> dict[str, Any]:
-    """Panels with every image after its previews, all at one size."""
+    """Returns panels: every image after its previews, all at one size."""
     previews, size = decoded.previews, decoded.images.shape[1]
     assert previews is not None
     count, labels, panels = previews.shape[1], [], []

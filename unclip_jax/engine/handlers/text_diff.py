@@ -1,4 +1,4 @@
-"""Runs `TextDiffRequest`: one image changed as one caption differs from another (section 3.3)."""
+"""Runs `TextDiffRequest`: edits an image by the difference of two captions (section 3.3)."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def run(engine: InferenceEngine, request: TextDiffRequest) -> Result:
 def _keep_x_T(
     engine: InferenceEngine, request: TextDiffRequest, direction: dict[str, Any]
 ) -> tuple[edits.Path, np.ndarray, EncodedImage]:
-    """The edit of the paper: x_T stays."""
+    """Runs the edit of the paper, which keeps x_T."""
     encoded = encoding.encode_for(engine, [request.image], request)
     path = edits.text_diff(encoding.joined(encoded), **direction)
     batch = encoding.decode_batch(request, path.latent, caption=encoding.caption_of(encoded))
@@ -51,7 +51,7 @@ def _keep_x_T(
 def _keep_noise_maps(
     engine: InferenceEngine, request: TextDiffRequest, direction: dict[str, Any]
 ) -> tuple[edits.Path, np.ndarray, InputImage]:
-    """The edit by DDPM inversion: the noise of every step stays."""
+    """Runs the edit by DDPM inversion, which keeps the noise of every step."""
     image, count = request.image, request.frames
     assert isinstance(image, InputImage)
     defaults = MapOptions()

@@ -1,4 +1,4 @@
-"""Runs `UpscaleRequest`: any image through the upsamplers."""
+"""Runs `UpscaleRequest`: enlarges any image by the upsamplers."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ from unclip_jax.inference import text_to_image
 
 
 def run(engine: InferenceEngine, request: UpscaleRequest) -> Result:
-    """Shows each image as it went in, enlarged without a model, and as it came out."""
+    """Shows each image as the upsamplers read it, enlarged without a model, beside their output."""
     inputs = image_inputs.decoded(request.images)
     start, size = first_upsampler(engine, request, inputs=inputs)
     low = np.stack([image_inputs.square(image, size) for image in inputs])
@@ -50,10 +50,10 @@ def run(engine: InferenceEngine, request: UpscaleRequest) -> Result:
 def first_upsampler(
     engine: InferenceEngine, request: UpscaleRequest, *, inputs: Sequence[InputImage]
 ) -> tuple[int, int]:
-    """The upsampler to begin with and the side of the images that it takes.
+    """Returns the number of the first upsampler, and the side of the images that it reads.
 
     Raises:
-        UserError: no upsampler takes `from_size`, or there are none.
+        UserError: no upsampler reads `from_size`, or there is no upsampler.
     """
     sizes = [stage.low_res_size for stage in engine.cascade.upsamplers]
     if not sizes:
@@ -79,13 +79,15 @@ def upsampler_captions(
     """Returns the caption of every image; None if no upsampler reads captions.
 
     Raises:
-        UserError: a caption that none reads, or none for an upsampler that does.
+        UserError: a caption that no upsampler reads, or a missing caption that one does.
     """
     reads = any(cfg.model.text is not None for cfg in engine.cascade.upsamplers[start:])
     if reads == (request.caption is not None):
         return None if request.caption is None else [request.caption] * len(request.images)
     if reads:
-        raise UserError("caption is missing; these upsamplers read one, as Imagen's do.")
+        raise UserError(
+            "caption is missing, but these upsamplers read captions (as Imagen's do); give one."
+        )
     raise UserError(
         f"caption is {request.caption!r}, but these upsamplers read images alone; leave it out."
     )

@@ -1,4 +1,4 @@
-"""Runs `VariationsRequest`: images like one image (unCLIP, section 3.1)."""
+"""Runs `VariationsRequest`: variations of an image (unCLIP, section 3.1)."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from unclip_jax.engine.result import Result
 
 
 def run(engine: InferenceEngine, request: VariationsRequest) -> Result:
-    """Decodes in one row per eta; a column keeps its noise from row to row."""
+    """Decodes a row per eta; the images of a column have the same noise."""
     encoded = encoding.encode_for(engine, [request.image], request)
     latent, eta = edits.variations(
         encoding.joined(encoded), etas=list(request.etas), copies=request.num
