@@ -123,7 +123,7 @@ def test_a_composite_keeps_known_pixels_bit_for_bit():
         (lambda: edits.blend(Z, weights=[1.0]), r"weights are \[1.0\] for 3 things"),
         (lambda: edits.blend(Z, weights=[1.0, -1.0, 1.0]), "none negative"),
         (lambda: edits.blend(Z, weights=[0.0] * 3), "at least one positive"),
-        (lambda: edits.blend(jnp.concatenate([Z[:1], -Z[:1]]), weights=[1.0, 1.0]), "cancels out"),
+        (lambda: edits.blend(jnp.concatenate([Z[:1], -Z[:1]]), weights=[1.0, 1.0]), "cancel out"),
     ],
 )
 def test_what_has_no_meaning_is_rejected(edit, message):

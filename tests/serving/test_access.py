@@ -186,7 +186,7 @@ def test_without_the_token_only_the_page_itself_is_served(token_client):
         status, headers, content = token_client.call("GET", path)
         if path.startswith("/api"):
             assert status == 401 and headers["www-authenticate"] == "Bearer"
-            assert "asks for its token" in json.loads(content)["error"]
+            assert "requires its token" in json.loads(content)["error"]
         else:
             assert status == 200
     for value in (

@@ -136,11 +136,11 @@ def _until(true):
         ("GET", "/api/nothing/here", None, 404, "there is no '/api/nothing/here'"),
         ("GET", "/api/", None, 404, "there is no '/api/'"),
         ("PUT", "/api/text", {}, 405, "PUT is not possible here"),
-        ("POST", "/api/text", b"{", 400, "the body is no JSON"),
-        ("POST", "/api/text", b"\xff\xfe{}\x00", 400, "the body is no JSON"),
-        ("POST", "/api/text", b"[" * 100_000, 400, "the body is no JSON"),
-        ("POST", "/api/text", b"9" * 10_000, 400, "the body is no JSON"),
-        ("POST", "/api/text", [], 400, "the body is no JSON object"),
+        ("POST", "/api/text", b"{", 400, "the body is not JSON"),
+        ("POST", "/api/text", b"\xff\xfe{}\x00", 400, "the body is not JSON"),
+        ("POST", "/api/text", b"[" * 100_000, 400, "the body is not JSON"),
+        ("POST", "/api/text", b"9" * 10_000, 400, "the body is not JSON"),
+        ("POST", "/api/text", [], 400, "the body is not a JSON object"),
         ("POST", "/api/text", {"captions": [""]}, 400, "captions is empty"),
         ("POST", "/api/text", {"captions": ["x" * 10_000]}, 400, "captions has 10000 characters"),
         ("POST", "/api/text", {"captions": ["half \ud83d"]}, 400, "captions holds '\\ud83d'"),
@@ -154,7 +154,7 @@ def _until(true):
         ("POST", "/api/variations", {"image": to_base64(monster())}, 400, "decompression bomb"),
         ("POST", "/api/variations", {"image": to_base64(b"<svg/>")}, 400, "format SVG"),
         ("POST", "/api/variations", {"image": to_base64(b"some words")}, 400, "not an image"),
-        ("POST", "/api/variations", {"image": "?"}, 400, "image is no base64"),
+        ("POST", "/api/variations", {"image": "?"}, 400, "image is not base64"),
         ("POST", "/api/variations", {"image": 7}, 400, "give an image file as base64"),
         (
             "POST",
@@ -228,7 +228,7 @@ def test_bodies_count_towards_the_memory_of_all_until_they_are_decoded():
     async def read_three():
         async with reader.read(Request(scope, receive)) as first:
             with pytest.raises(
-                RequestError, match="too many large requests arrive at once"
+                RequestError, match="too many large requests arrive at the same time"
             ) as error:
                 async with reader.read(Request(scope, receive)):
                     pass

@@ -46,7 +46,7 @@ def test_a_full_queue_rejects_jobs_until_one_is_cancelled(busy):
     queue, gate, _, second = busy
     for _ in range(20):
         with pytest.raises(
-            QueueFull, match="1 requests are waiting already, as many as this server"
+            QueueFull, match="1 requests are waiting already, the limit of this server"
         ):
             queue.submit(Job(gate))
     second.cancel()

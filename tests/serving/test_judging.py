@@ -153,11 +153,16 @@ def test_bodies_are_small_json_of_this_page(client, folder):
     body = answer_of(client.get("/api/session?rater=anna"))
     for data, headers, status, message in [
         (b"x" * 5000, {}, 413, "has more than 4096 bytes; an answer is shorter"),
-        (b"{", {}, 400, "the body is no JSON"),
-        (b"[]", {}, 400, "no JSON object"),
+        (b"{", {}, 400, "the body is not JSON"),
+        (b"[]", {}, 400, "not a JSON object"),
         (body, {"Content-Type": "text/plain"}, 415, "give JSON"),
         (body, {"Sec-Fetch-Site": "cross-site"}, 403, "pages of other origins"),
-        (body, {"Host": "rebound.example"}, 403, "this server is not called 'rebound.example'"),
+        (
+            body,
+            {"Host": "rebound.example"},
+            403,
+            "this server does not accept the host name 'rebound.example'",
+        ),
     ]:
         got, content = client.post("/api/answers", data, headers=headers)
         assert (got, message in content["error"]) == (status, True), content

@@ -1,7 +1,7 @@
-"""Edits that preserve an image's form: z_img with the noise of every step in place of x_T.
+"""Edits that preserve an image's composition: z_img with the noise of every step instead of x_T.
 
-`diffusion.ddpm_inversion` has the mathematics. The unedited frame is the image itself, with any
-guidance and caption, since encoding and decoding use the same.
+`diffusion.ddpm_inversion` has the mathematics. Without an edit, decoding returns the image
+itself for any guidance and caption, if encoding used the same.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ class MapOptions:
 
     Attributes:
         steps: grid of the decoder.
-        eta: DDIM's noise share.
-        strength: share of the chain that is run; the content of earlier steps cannot change.
+        eta: DDIM's eta.
+        strength: fraction of the chain that is run; what earlier steps determine cannot change.
         guidance: scale along the chain.
     """
 
@@ -37,15 +37,15 @@ class MapOptions:
     guidance: GuidanceSchedule = GuidanceSchedule()
 
     def arguments(self) -> dict[str, Any]:
-        """Returns the arguments that `encode` and `decode_part` share, eta as data."""
+        """Returns the arguments common to `encode` and `decode_part`, with eta as an array."""
         return {"eta": jnp.float32(self.eta), "guidance": self.guidance}
 
 
 def plan(cfg: DecoderStageConfig, options: MapOptions) -> StepTable:
-    """Returns the rows that are run, most noise first.
+    """Returns the rows of the step table that are run, most noise first.
 
     Raises:
-        UserError: a strength outside [0, 1], or a grid without a meaning.
+        UserError: a strength outside [0, 1], or a grid that is not valid.
     """
     table = Ddim(options.eta).plan(cfg.diffusion.chain(), steps=options.steps)
     return ddpm_inversion.last_steps(table, strength=options.strength)
@@ -69,8 +69,8 @@ def encode(
         cfg: the trained decoder.
         params: its (EMA) parameters.
         images: in [-1, 1] at the decoder's size.
-        table: of `plan`.
-        eta: DDIM's noise share.
+        table: result of `plan`.
+        eta: DDIM's eta.
         condition: z_img of the images, and their captions.
         keys: one per image.
         guidance: scale along the chain; the same for `decode_part`, as eta is.
@@ -92,17 +92,17 @@ def decode_part(
     guidance: GuidanceSchedule,
     negative: Condition = NULL,
 ) -> ChainState:
-    """Runs some rows, or all; its one preview is the clean image predicted at the last.
+    """Runs some rows or all; the preview is the clean image predicted at the last row.
 
     Args:
         cfg: the trained decoder.
         params: its parameters.
         noise: x_t, and the maps of these rows.
         table: these rows, a part of `plan`.
-        eta: that of `encode`.
-        condition: of the result.
-        guidance: that of `encode`.
-        negative: that of `encode`.
+        eta: as in `encode`.
+        condition: condition of the result.
+        guidance: as in `encode`.
+        negative: as in `encode`.
     """
     denoise = decoder.denoiser(cfg, params, condition, negative=negative, schedule=guidance)
     return ddpm_inversion.decode(denoise, noise, table=table, solver=Ddim(eta))

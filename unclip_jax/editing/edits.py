@@ -1,11 +1,11 @@
 """Edits of the bipartite latent: paths and neighbourhoods of (z_img, x_T).
 
-Every function is pure and cheap: it turns latents into the latents to decode. Decoding them is the
-same compiled program for all (`decoding.decode`). Source: unCLIP (arXiv 2204.06125), section 3.
+Every function is pure and cheap: it maps latents to the latents to decode. All edits are decoded by
+the same compiled program (`decoding.decode`). Source: unCLIP (arXiv 2204.06125), section 3.
 
-The paper is silent on upsamplers. Here their noise (`Latent.details`) is treated as x_T is: slerped
-where x_T is slerped, kept where it is kept, left out where x_T is sampled anew; so what gives an
-image back at the decoder's size does so at full size.
+The paper does not mention upsamplers here. Their noise (`Latent.details`) is treated like x_T:
+slerped where x_T is slerped, kept where it is kept, left out where x_T is sampled anew. So an edit
+that reconstructs an image at the decoder's size also does so at full size.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ THETA_MAX = 0.5  # usual end of a text diff: 0.25 to 0.50 (section 3.3)
 
 
 class VariedLatents(NamedTuple):
-    """Latents to decode with DDIM, and the noise share of each."""
+    """Latents to decode with DDIM, and the eta of each."""
 
     latent: Latent
     eta: PerExample
@@ -36,7 +36,7 @@ class Path(NamedTuple):
 
     Attributes:
         latent: one per frame.
-        theta: where each frame lies, [f]: 0..n - 1 along n images, or the angle's share.
+        theta: position of each frame, [f]: 0..n - 1 along n images, or a fraction of the angle.
     """
 
     latent: Latent
@@ -44,9 +44,9 @@ class Path(NamedTuple):
 
 
 def variations(latent: Latent, *, etas: list[float], copies: int) -> VariedLatents:
-    """Repeats an image `copies` times per eta; 0 reconstructs, 1 keeps only what CLIP sees (3.1).
+    """Repeats an image `copies` times per eta; eta 0 reconstructs, 1 keeps only z_img (3.1).
 
-    The same eta holds for the details, which eta = 1 forgets too.
+    The same eta applies to the details, which eta = 1 replaces too.
 
     Raises:
         UserError: an eta outside [0, 1], no copies, or several images.
@@ -65,9 +65,9 @@ def interpolate(latent: Latent, *, frames: int, x_T: Image | None = None) -> Pat
     Args:
         latent: two images or more, in order.
         frames: per pair, both ends counted; n images give (n - 1) (frames - 1) + 1.
-        x_T: a noise [1 h w c] shared by all frames, the paper's other choice: any number of paths,
-            whose ends no longer reconstruct the images, without details. None = slerp the images'
-            own.
+        x_T: noise [1 h w c] of all frames, the paper's other choice, which gives any number of
+            paths; their ends do not reconstruct the images, and they have no details. None =
+            slerp the x_T of the images.
 
     Raises:
         UserError: fewer than two images or frames.
@@ -94,7 +94,7 @@ def text_diff(
     z_source: Float[Array, " 1 z"] | None,
     thetas: Float[np.ndarray, " f"],
 ) -> Path:
-    """Turns one image towards the difference of two captions, its noise unchanged (section 3.3).
+    """Moves one image towards the difference of two captions, with its noise unchanged (3.3).
 
         z_d = normalise(z_target - z_source),   z_theta = slerp(z_img, z_d, theta)
 
@@ -102,9 +102,9 @@ def text_diff(
 
     Args:
         latent: one image; theta = 0 reconstructs it.
-        z_target: embedding of the caption wanted.
-        z_source: embedding of the caption of the image, or of a dummy; None leaves it out.
-        thetas: shares of the arc, usually 0 up to 0.25 or 0.5.
+        z_target: embedding of the target caption.
+        z_source: embedding of the caption of the image, or of a dummy; None = zero.
+        thetas: fractions of the arc, usually 0 up to 0.25 or 0.5.
 
     Raises:
         UserError: several images, a theta outside [0, 1], or captions that do not differ.
@@ -129,7 +129,7 @@ def text_diff(
 
 
 def blend(z: Embedding, *, weights: list[float]) -> Float[Array, " 1 z"]:
-    """Returns the weighted mean on the sphere of embeddings; of two it is their slerp.
+    """Returns the weighted mean of embeddings on the sphere; the mean of two is their slerp.
 
     Its norm is the weighted mean of theirs.
 
@@ -138,24 +138,24 @@ def blend(z: Embedding, *, weights: list[float]) -> Float[Array, " 1 z"]:
     """
     if len(weights) != z.shape[0] or min(weights) < 0 or max(weights) == 0:
         raise UserError(
-            f"weights are {weights} for {z.shape[0]} things to blend; give one per thing, none "
+            f"weights are {weights} for {z.shape[0]} embeddings to blend; give one each, none "
             "negative and at least one positive."
         )
     share = jnp.asarray(weights, jnp.float32)
     if float(jnp.linalg.norm(share @ unit(z))) < 1e-4 * float(share.sum()):
-        raise UserError("what is to be blended cancels out; change the weights.")
+        raise UserError("the embeddings to blend cancel out; change the weights.")
     return spherical.mean(z, weights=share)[None]
 
 
 def blend_noise(x_T: Image, *, weights: list[float]) -> Float[Array, " 1 h w c"]:
-    """The noise of a blend of images, as `blend`, each taken as one vector; [1 h w c]."""
+    """Returns the `blend` of noises, each taken as one vector; [1 h w c]."""
     return spherical.mean(x_T, weights=jnp.asarray(weights, jnp.float32))[None]
 
 
 def blend_details(
     details: UpsamplerLatents, *, weights: list[float]
 ) -> tuple[Float[Array, " 1 _ _ c"], ...]:
-    """`blend_noise` for every upsampler."""
+    """Returns `blend_noise` for every upsampler."""
     return tuple(blend_noise(x_T, weights=weights) for x_T in details)
 
 
@@ -165,7 +165,7 @@ def composite(
     *,
     mask: Float[np.ndarray, " h w"],
 ) -> UInt8[np.ndarray, " b h w c"]:
-    """`images` where `mask` is 0 and `original`, bit for bit, where it is 1 (8-bit images)."""
+    """Returns `images` where `mask` is 0 and `original`, bit for bit, where it is 1 (8-bit)."""
     return np.where(mask[None, :, :, None] > 0.5, original[None], images)
 
 

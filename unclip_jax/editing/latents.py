@@ -1,9 +1,9 @@
 """The bipartite latent (z_img, x_T) of an image, from which the decoder reconstructs it.
 
-z_img holds the content that CLIP recognises; x_T, the DDIM inversion of the decoder under that
-z_img, holds everything else at the decoder's size (unCLIP, arXiv 2204.06125, section 3). The noise
-of the upsamplers may come with it (`details`). A latent file holds the arrays and the identity of
-the models that they belong to.
+z_img contains the content that CLIP recognises; x_T, the DDIM inversion of the decoder under that
+z_img, contains everything else at the decoder's size (unCLIP, arXiv 2204.06125, section 3). A
+latent may include the noise of the upsamplers (`details`). A latent file contains the arrays and
+the identity of their models.
 """
 
 import dataclasses
@@ -46,8 +46,8 @@ class Latent(NamedTuple):
     Attributes:
         z_img: unit-norm CLIP embeddings.
         x_T: the noise at the last position of the chain, at the decoder's size.
-        details: the same of the upsamplers, in order (`upsampler_latents`); () = none, and
-            they start from fresh noise.
+        details: x_T of the upsamplers, in order (`upsampler_latents`); () = they start from
+            fresh noise.
     """
 
     z_img: Embedding
@@ -76,16 +76,16 @@ class LatentOrigin:
 
     Attributes:
         clip_id: identity of the CLIP of z_img.
-        decoder_id: identity of the decoder's parameters; x_T means nothing to another one.
+        decoder_id: identity of the decoder's parameters; x_T is valid only for this one.
         image_size: side of the decoder's images.
         steps: grid of the inversion; decode on the same.
         refinements: fixed-point iterations of the inversion.
-        details: the same of each of the latent's details.
+        details: origin of each array of the latent's details.
         caption: the decoder's caption; "" = none.
         source: sha256 of the image file.
-        name: of the image file, for people.
+        name: name of the image file, for display.
         code_version: version of unclip_jax that wrote the file.
-        format_version: version of this record.
+        format_version: version of this description.
     """
 
     clip_id: str
@@ -113,7 +113,7 @@ def encode(
 ) -> Latent:
     """Finds (z_img, x_T): CLIP, then DDIM inversion without guidance or clipping (ADM, appendix F).
 
-    Of a chain of 250 steps 249 are inverted, since inverting all of them leaves noise.
+    249 steps of a chain of 250 are inverted: reconstructions from all 250 are noisy.
 
     Args:
         cascade: configs of the stages.
@@ -122,7 +122,7 @@ def encode(
         clip_images: the same at CLIP's size.
         caption: captions as the decoder reads them; None = dropped, the usual choice.
         steps: the chain; decode on the same one.
-        refinements: `ddim_inversion.invert`.
+        refinements: see `ddim_inversion.invert`.
     """
     cfg = cascade.decoder
     z_img = text_to_image.image_embedding(cascade, params, images=clip_images)
@@ -156,13 +156,13 @@ def decode(
 
 
 def take(latent: Latent, indices: Int[np.ndarray, " n"] | list[int]) -> Latent:
-    """Returns the latents at `indices`, which may repeat; details too."""
+    """Returns the latents at `indices`, which may repeat, with their details."""
     rows = np.asarray(indices, np.int32)
     return jax.tree.map(lambda x: x[rows], latent)
 
 
 def join(parts: list[Latent]) -> Latent:
-    """Concatenates batches; all of them with details of the same upsamplers, or none."""
+    """Concatenates batches, which must have details of the same upsamplers, or none."""
     return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
 
 
@@ -190,10 +190,10 @@ def save(path: pathlib.Path, latent: Latent, *, origin: LatentOrigin) -> None:
 
 
 def load(path: pathlib.Path) -> tuple[Latent, LatentOrigin]:
-    """Reads a file of `save`: a batch of one, and its origin.
+    """Reads a file that `save` wrote: a batch of one, and its origin.
 
     Raises:
-        UserError: it is no such file, or damaged, or of another version.
+        UserError: the file is not a latent, is damaged, or has another version.
     """
     try:
         check_regular(path)
@@ -238,7 +238,7 @@ def check_fits(origin: LatentOrigin, *, clip_id: str, decoder_id: str, where: st
 def check_details_fit(
     origin: LatentOrigin, *, expected: tuple[UpsamplerLatentOrigin, ...], where: str
 ) -> None:
-    """Rejects details of other upsamplers or of another grid than decoding will use.
+    """Rejects details whose upsamplers or grid differ from those of decoding.
 
     Raises:
         UserError: naming what differs.
@@ -272,10 +272,10 @@ def _digests(arrays: dict[str, np.ndarray]) -> dict[str, str]:
 
 
 def _origin(note: dict[str, Any], path: pathlib.Path) -> tuple[LatentOrigin, Any]:
-    """Returns the origin that a file states, and the digests of its arrays; None = it has none.
+    """Returns the origin in a file, and the digests of its arrays; None = it has no digests.
 
     Raises:
-        UserError: it is of another version, changed, or not understood.
+        UserError: the origin has another version, was changed, or is not valid.
     """
     version = note.get("format_version")
     if type(version) is not int or version not in READABLE:
@@ -293,7 +293,7 @@ def _origin(note: dict[str, Any], path: pathlib.Path) -> tuple[LatentOrigin, Any
 
 
 def _check_arrays(arrays: dict[str, np.ndarray], origin: LatentOrigin, path: pathlib.Path) -> None:
-    """Rejects arrays of other shapes than the origin states, or with values that are not finite."""
+    """Rejects arrays whose shapes differ from the origin, or with values that are not finite."""
     sides = [origin.image_size, *(detail.image_size for detail in origin.details)]
     expected = {name: (side, side, 3) for name, side in zip([*arrays][1:], sides, strict=True)}
     valid = arrays["z_img"].ndim == 1

@@ -1,8 +1,8 @@
-"""The principal components of CLIP's image embeddings, made visible by the decoder.
+"""Decodes principal components of CLIP's image embeddings, to show what they encode.
 
-An embedding is rebuilt from its first components only and decoded with the noise held fixed: early
-ones carry what kind of things there are, later ones their shape and exact form (unCLIP, section 4,
-figure 7).
+An embedding is rebuilt from its first components only and decoded with fixed noise: the first ones
+encode coarse semantics, such as the types of objects, later ones their shapes and exact form
+(unCLIP, section 4, figure 7).
 """
 
 from typing import NamedTuple
@@ -19,9 +19,9 @@ class Pca(NamedTuple):
     """Principal components, by decreasing variance.
 
     Attributes:
-        mean: of the embeddings.
+        mean: mean of the embeddings.
         components: orthonormal rows.
-        variance: along each of them.
+        variance: variance along each component.
     """
 
     mean: Float[np.ndarray, " z"]
@@ -30,7 +30,7 @@ class Pca(NamedTuple):
 
 
 def fit(z_img: Float[np.ndarray, " n z"]) -> Pca:
-    """All components of a set of embeddings, in float64 from their covariance.
+    """Computes all components of a set of embeddings, in float64 from their covariance.
 
     Raises:
         UserError: fewer than two embeddings.
@@ -47,7 +47,7 @@ def fit(z_img: Float[np.ndarray, " n z"]) -> Pca:
 def keep_first(
     pca: Pca, z_img: Float[np.ndarray, " z"], *, counts: tuple[int, ...]
 ) -> Float32[np.ndarray, " n z"]:
-    """An embedding from its first `counts` components, at unit norm; all of them give it back.
+    """Returns embeddings rebuilt from their first `counts` components, at unit norm.
 
     Raises:
         UserError: a count outside [0, z].
@@ -61,7 +61,7 @@ def keep_first(
 
 
 def default_counts(dim: int) -> tuple[int, ...]:
-    """Figure 7's counts, or doubling ones where embeddings are shorter."""
+    """Returns the counts of figure 7, or powers of two for embeddings that are shorter."""
     if dim >= FIGURE_7[-1]:
         return FIGURE_7
     doubling = [2**i for i in range(1, 20) if 2**i < dim]

@@ -1,9 +1,9 @@
 """Latents of the upsamplers: the detail of an image beyond the decoder's size.
 
 (z_img, x_T) reconstruct an image at the decoder's size. The detail that upsamplers add depends on
-noise of their own. DDIM inversion of each upsampler, given the low-res image that decoding will
-produce, finds the x_T under which it reconstructs the image. The paper inverts its decoder only
-(unCLIP, arXiv 2204.06125, section 3); the extension to upsamplers is ours.
+noise of their own. DDIM inversion of each upsampler, conditioned on the low-res image that
+decoding will produce, finds the x_T from which it reconstructs the image. The paper inverts its
+decoder only (unCLIP, arXiv 2204.06125, section 3); the extension to upsamplers is ours.
 """
 
 from typing import Any
@@ -36,13 +36,13 @@ def obstacle(cfg: UpsamplerStageConfig) -> str:
 
 
 def leading(cascade: Cascade) -> tuple[UpsamplerStageConfig, ...]:
-    """Returns the upsamplers that have latents: all before the first that cannot be inverted."""
+    """Returns the upsamplers with latents: those before the first that cannot be inverted."""
     obstacles = [bool(obstacle(cfg)) for cfg in cascade.upsamplers]
     return cascade.upsamplers[: (*obstacles, True).index(True)]
 
 
 def left_out(cascade: Cascade) -> str:
-    """Returns from which upsampler on details are always fresh, and why; "" if from none."""
+    """Returns a remark on the first upsampler whose details are always fresh; "" if none."""
     first = len(leading(cascade))
     if first == len(cascade.upsamplers):
         return ""
@@ -65,7 +65,7 @@ def encode(
     steps: str | None = None,
     refinements: int = 0,
 ) -> UpsamplerLatents:
-    """Finds the x_T under which upsamplers turn `base` into `targets`.
+    """Finds the x_T from which upsamplers turn `base` into `targets`.
 
     Every upsampler is inverted given the output of the one before, not a perfect low-res image, so
     that errors do not accumulate.
@@ -76,7 +76,7 @@ def encode(
         base: images in [-1, 1] as the decoder reconstructs them.
         targets: the same images at the size of each of the leading upsamplers.
         steps: grid of their chains; decode on the same one.
-        refinements: `ddim_inversion.invert`.
+        refinements: see `ddim_inversion.invert`.
     """
     low, noises = base, []
     for index, (cfg, target) in enumerate(zip(leading(cascade), targets, strict=True)):
@@ -105,10 +105,10 @@ def decode(
         cascade: configs of the stages.
         params: their parameters.
         base: images in [-1, 1] at the decoder's size.
-        details: of `encode`, or between such; may be fewer than there are upsamplers.
+        details: x_T from `encode`, or interpolated; may be fewer than the upsamplers.
         keys: one per image; used where a step is stochastic and by upsamplers without details.
         steps: grid of the chains, the one of `encode`.
-        eta: DDIM's noise share, one per image; None = 0.
+        eta: DDIM's eta, one per image; None = 0.
     """
     low = base
     for index, x_T in enumerate(details):
@@ -120,7 +120,7 @@ def decode(
 
 
 class _Chain:
-    """One upsampler's chain under fixed low-res images, for inversion and for sampling.
+    """The chain of an upsampler for fixed low-res images, for inversion and for sampling.
 
     x_0 is not clipped at the steps, or sampling would not undo inversion.
     """

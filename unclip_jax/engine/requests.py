@@ -165,7 +165,7 @@ class VariationsRequest(EncodingRequest):
 
     image: ImageInput = option(help="an image or an .npz latent", positional=True, latent=True)
     etas: tuple[float, ...] = option(
-        (0.0, 0.25, 0.5, 0.75, 1.0), help="noise shares", low=0, high=1, count=(1, 64)
+        (0.0, 0.25, 0.5, 0.75, 1.0), help="etas of DDIM", low=0, high=1, count=(1, 64)
     )
     num: int = option(3, help="images per eta", low=1, high=MAX_IMAGES)
 

@@ -127,7 +127,7 @@ def decode(
         keys: one key per image; used by stochastic steps.
         options: the settings.
         negative: the condition that guidance leads away from; NULL = both inputs dropped.
-        eta: DDIM's noise share, one per image; DDIM then replaces the sampler of the options.
+        eta: DDIM's eta, one per image; DDIM then replaces the sampler of the options.
         inpaint: images of which a part is kept.
 
     Raises:

@@ -145,7 +145,7 @@ class SamplingConfig:
         sampler: one of `SAMPLERS`: "ancestral" or "ddim", as in the paper; "dpmpp_2m",
             "dpmpp_3m", "heun" or "edm"; "consistency" for a model distilled so. Options of the
             sampler that are no fields here follow it: "edm:s_churn=40:s_noise=1.003".
-        eta: DDIM's noise share, 0 deterministic to 1 ancestral.
+        eta: DDIM's eta, 0 deterministic to 1 ancestral.
         variance: ancestral variance: "small", "large", "mix", "learned_range" or "table".
         guidance_scale: 1.0 = no guidance.
         threshold: applied to x_0 at every step: "none", "static" or "dynamic".

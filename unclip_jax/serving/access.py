@@ -12,7 +12,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.serving.errors import RequestError, error_response
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
-# Nothing that this server sends may make a browser run other scripts or ask another host.
+# Browsers run only the scripts of this server and connect to no other host.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' data: blob:; connect-src 'self'; base-uri 'self'; form-action 'none'; "
@@ -28,11 +28,11 @@ _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 @dataclasses.dataclass(frozen=True)
 class Access:
-    """Rules for callers.
+    """Rules for clients.
 
     Attributes:
-        token: that requests to the API must bring; "" = none.
-        hosts: names under which the server may be addressed; () = any. IP addresses always may.
+        token: token that requests to the API must contain; "" = none.
+        hosts: permitted host names; () = any. IP addresses are always permitted.
         root_path: path below which a proxy serves it, such as "/unclip"; "" = the root.
     """
 
@@ -41,10 +41,10 @@ class Access:
     root_path: str = ""
 
     def __post_init__(self):
-        """Checks the rules.
+        """Checks the values.
 
         Raises:
-            UserError: a token or a path that HTTP could not carry.
+            UserError: a token or a path that cannot be part of an HTTP request.
         """
         if self.token and not _TOKEN.fullmatch(self.token):
             raise UserError("the token has spaces or characters outside ASCII; give another one.")
@@ -58,21 +58,22 @@ class Access:
         """Checks a request.
 
         Args:
-            method: of HTTP.
+            method: HTTP method.
             path: without the base path.
             headers: by lower-case name.
 
         Raises:
-            Rejected: 403 for an unknown host or a page of another origin, 401 without the token.
+            RequestError: 403 for an unknown host or a page of another origin, 401 without the
+                token.
         """
         host = _host_name(headers.get("host", ""))
         if self.hosts and host and host not in self.hosts and not _is_address(host):
             raise RequestError(
                 403,
-                f"this server is not called {host[:80]!r}; start it with --allow-host={host[:80]} "
-                "if it is.",
+                f"this server does not accept the host name {host[:80]!r}; "
+                f"start it with --allow-host={host[:80]}.",
             )
-        # A browser says itself where a request comes from; no page of another origin may post.
+        # Browsers state the origin of a request; pages of other origins may not post.
         site = headers.get("sec-fetch-site", "none")
         if method not in ("GET", "HEAD") and site not in ("none", "same-origin"):
             raise RequestError(403, "pages of other origins may not send requests to this server.")
@@ -82,7 +83,7 @@ class Access:
             if scheme.lower() != "bearer" or not same:
                 raise RequestError(
                     401,
-                    "this server asks for its token; send it as Authorization: Bearer TOKEN.",
+                    "this server requires its token; send it as Authorization: Bearer TOKEN.",
                     headers={"WWW-Authenticate": "Bearer"},
                 )
 
@@ -90,16 +91,16 @@ class Access:
 class AccessMiddleware:
     """The outermost application: checks access, removes the base path, adds `HEADERS`.
 
-    Whatever fails inside it is answered as JSON, without a detail of the server.
+    Unexpected errors are answered as JSON, without details of the server.
     """
 
     def __init__(self, app: Any, access: Access):
         self._app, self._access = app, access
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Runs one request, as ASGI wants it."""
+        """Runs one request (the ASGI interface)."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)  # the start and the end of the server
+            await self._app(scope, receive, send)  # start-up and shutdown of the server
             return
         begun = False
 
@@ -133,7 +134,7 @@ class AccessMiddleware:
                 await error_response(RequestError(500, line))(scope, receive, send_with_headers)
 
     def _without_root_path(self, scope: Any) -> Any:
-        """The request as if the server were at the root; proxies may remove the path or not."""
+        """Removes the prefix `root_path` from a request, if no proxy has done so."""
         path, root = scope["path"], self._access.root_path
         if root and (path == root or path.startswith(f"{root}/")):
             path = path[len(root) :] or "/"
@@ -141,7 +142,7 @@ class AccessMiddleware:
 
 
 def _host_name(host: str) -> str:
-    """The name in a Host header, without the port."""
+    """Returns the name in a Host header, without the port."""
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].lower()

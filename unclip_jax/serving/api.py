@@ -4,16 +4,16 @@ GET    /api                    the commands and their fields
 GET    /api/openapi.json       the same as an OpenAPI document, from which clients can be generated
 GET    /api/models             the models
 GET    /api/queue              the length of the queue
-POST   /api/COMMAND            one request; answered when it is done, cancelled when the caller
-                               hangs up
-POST   /api/jobs/COMMAND       one request; answered at once with the identifier of its job
+POST   /api/COMMAND            one request; answered when it is done, cancelled if the client
+                               disconnects
+POST   /api/jobs/COMMAND       one request; answered immediately with the identifier of its job
 GET    /api/jobs/ID            the state of a job; with ?revision=N it waits for a later one
 GET    /api/jobs/ID/result     its images
 GET    /api/jobs/ID/archive    a ZIP of everything
-DELETE /api/jobs/ID            cancels and forgets it
+DELETE /api/jobs/ID            cancels and removes it
 
-Every other path but those of the page (page.py) is answered with 404. Nothing in a request names a
-file or an address that the server would open.
+All other paths except those of the page (page.py) are answered with 404. The server opens no file
+and no address that a request names.
 """
 
 import asyncio
@@ -38,13 +38,13 @@ from unclip_jax.serving.job_store import LEASE_S, JobStore, StoredJob
 from unclip_jax.serving.service import InferenceService, ServedResult
 from unclip_jax.version import __version__
 
-RETRY_S = 30  # seconds after which a rejected caller may try again
-POLL_S = 0.1  # seconds between two looks at a job
-NEWS_S = 15  # longest time for which a question about a job waits for news
+RETRY_S = 30  # seconds after which a rejected client may try again
+POLL_S = 0.1  # seconds between two checks of a job
+NEWS_S = 15  # longest time that a query of a job waits for a change
 
 
 def app(service: InferenceService, access: Access | None = None) -> Any:
-    """The API and the page as an ASGI application."""
+    """Returns the API and the page as an ASGI application."""
     access = access or Access()
     inner = Starlette(
         routes=[*Api(service, access).routes(), *page.routes(access.root_path)],
@@ -64,7 +64,7 @@ class Api:
         self._decoding = anyio.CapacityLimiter(1)  # uploads of one request at a time
 
     def routes(self) -> list[BaseRoute]:
-        """Every path with its method and its handler."""
+        """Returns every path with its method and its handler."""
         return [
             Route(path, handler, methods=[method])
             for method, path, handler in (
@@ -121,7 +121,7 @@ class Api:
         return json_response({"job": self._jobs.add(job)}, 202)
 
     async def state(self, request: Request) -> Response:
-        """The state of a job, as soon as it is newer than the caller's."""
+        """Answers with the state of a job, as soon as it is newer than the client's."""
         stored = self._stored(request)
         job, text = stored.job, request.query_params.get("revision", "-1")
         revision = int(text) if text.isdecimal() and len(text) < 10 else -1
@@ -150,7 +150,7 @@ class Api:
         return Response(content, media_type="application/zip")
 
     async def cancel(self, request: Request) -> Response:
-        """Cancels and forgets a job."""
+        """Cancels and removes a job."""
         if not self._jobs.remove(request.path_params["job"]):
             raise _no_job()
         return json_response({"state": "cancelled"})
@@ -177,7 +177,7 @@ class Api:
         if stored.job.error is not None:
             raise RequestError(500 if stored.job.bug else 400, stored.job.error)
         if stored.job.result is None:
-            raise RequestError(409, "the job has no result; ask for its state.")
+            raise RequestError(409, "the job has no result; query its state.")
         return stored
 
 
@@ -187,7 +187,7 @@ def submit(
     """Queues a request.
 
     Raises:
-        Rejected: 429 when the queue is full, 400 for any other mistake.
+        RequestError: 429 if the queue is full, 400 for any other error.
     """
     values: Mapping[str, Any] = read_json(body, schemas.served_fields(command))
     try:
@@ -199,7 +199,7 @@ def submit(
 
 
 async def _finished(job: Job[ServedResult], request: Request) -> ServedResult:
-    """Waits for a job; cancels it when its caller has gone."""
+    """Waits for a job; cancels it when its client has disconnected."""
     try:
         while not job.done:
             await asyncio.sleep(POLL_S)

@@ -17,7 +17,7 @@ READ_S = 60  # longest time that a body may take to arrive
 
 
 class BodyReader:
-    """Reads bodies, together within a budget of memory until they are decoded."""
+    """Reads bodies of requests, within a memory budget for all that are not decoded yet."""
 
     def __init__(
         self, *, limit: int, budget: int | None = None, advice: str = "give smaller images."
@@ -27,7 +27,7 @@ class BodyReader:
         Args:
             limit: bytes of one body.
             budget: bytes of all bodies that are not decoded yet; None = four times `limit`.
-            advice: ends the answer to a body that is too long.
+            advice: end of the message about a body that is too long.
         """
         self._advice = advice
         self._limit, self._budget = limit, 4 * limit if budget is None else budget
@@ -35,12 +35,13 @@ class BodyReader:
 
     @contextlib.asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """The body of a request, rejected as soon as it is too long.
+        """Yields the body of a request, which is rejected as soon as it is too long.
 
         It counts towards the budget until the context ends.
 
         Raises:
-            Rejected: it is not JSON by its media type, too long, too slow, or one too many.
+            RequestError: its media type is not JSON, it is too long or too slow, or the budget is
+                used up.
         """
         if not is_json(request.headers.getlist("content-type")):
             raise RequestError(415, "give JSON, with Content-Type: application/json.")
@@ -61,7 +62,7 @@ class BodyReader:
                     self._pending += len(chunk)
                     self._check(len(body))
         except TimeoutError:
-            line = f"the body took more than {READ_S} seconds to arrive; send it faster."
+            line = f"the body took more than {READ_S} seconds to arrive; send a smaller one."
             raise RequestError(408, line) from None
 
     def _check(self, size: int) -> None:
@@ -70,14 +71,14 @@ class BodyReader:
             raise RequestError(413, line)
         if self._pending > self._budget:
             raise RequestError(
-                503, "too many large requests arrive at once; try again in a minute."
+                503, "too many large requests arrive at the same time; try again in a minute."
             )
 
 
 def is_json(content_types: list[str]) -> bool:
-    """True if a request says, exactly and once, that it is JSON.
+    """Returns True if a request has exactly one media type, which is JSON.
 
-    Browsers let a page of any origin post "text/plain", whatever its parameters say.
+    Browsers let pages of any origin post "text/plain", with any parameters.
     """
     if len(content_types) != 1:
         return False
@@ -87,17 +88,17 @@ def is_json(content_types: list[str]) -> bool:
 
 
 def read_json(body: bytes, fields: Mapping[str, RequestField]) -> dict[str, Any]:
-    """The values of a request; images come as base64, plain or as data URLs.
+    """Returns the values of a request; decodes images from base64, plain or as data URLs.
 
     Raises:
-        Rejected: it is no JSON object, or an image is no base64.
+        RequestError: the body is not a JSON object, or an image is not base64.
     """
     try:
         values = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise RequestError(400, f"the body is no JSON ({type(error).__name__}).") from None
+        raise RequestError(400, f"the body is not JSON ({type(error).__name__}).") from None
     if not isinstance(values, dict):
-        raise RequestError(400, "the body is no JSON object; give one such as {}.")
+        raise RequestError(400, "the body is not a JSON object; send one such as {}.")
     for field in fields.values():
         value = values.get(field.name)
         if field.scalar != "image" or value is None:
@@ -112,7 +113,7 @@ def read_json(body: bytes, fields: Mapping[str, RequestField]) -> dict[str, Any]
 
 
 def _bytes_of(name: str, value: Any) -> bytes:
-    """The bytes of a base64 text, in which line breaks may stand, or of a data URL."""
+    """Decodes a base64 text, which may have line breaks, or a data URL."""
     if not isinstance(value, str):
         raise RequestError(400, f"{name} is {str(value)[:40]!r}; give an image file as base64.")
     head, comma, encoded = value.partition(",")
@@ -121,5 +122,5 @@ def _bytes_of(name: str, value: Any) -> bytes:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
         raise RequestError(
-            400, f"{name} is no base64; give the bytes of an image file so, not its path or URL."
+            400, f"{name} is not base64; encode the bytes of an image file, not its path or URL."
         ) from None

@@ -10,11 +10,11 @@ from starlette.responses import Response  # pyright: ignore[reportMissingImports
 
 
 class RequestError(Exception):
-    """A request that ends with a status and one line.
+    """Raised to end a request with a status and a one-line message.
 
     Attributes:
-        status: of HTTP.
-        headers: of the answer, beside those of every answer.
+        status: HTTP status code.
+        headers: additional headers of the response.
     """
 
     def __init__(self, status: int, message: str, *, headers: Mapping[str, str] | None = None):
@@ -25,30 +25,30 @@ class RequestError(Exception):
 def json_response(
     content: Any, status: int = 200, *, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """An answer in ASCII, so that every text can be sent."""
+    """Returns a JSON response in ASCII, so that every text can be sent."""
     return Response(
         json.dumps(content), status, headers=dict(headers or {}), media_type="application/json"
     )
 
 
 def error_response(error: RequestError) -> Response:
-    """`{"error": ...}` with the status of the error."""
+    """Returns `{"error": ...}` with the status of the error."""
     return json_response({"error": str(error)}, error.status, headers=error.headers)
 
 
 def exception_handlers(advice: str) -> dict[Any, Any]:
-    """The handlers of an application, by the class of the error.
+    """Returns the exception handlers of an application, by class of the error.
 
     Args:
-        advice: ends the answer to a path that does not exist.
+        advice: end of the message about a path that does not exist.
     """
 
     async def http_error(request: Request, error: Exception) -> Response:
-        """Errors of the routing, as JSON: no such path, or another method."""
+        """Answers routing errors as JSON: no such path, or another method."""
         assert isinstance(error, HTTPException)
         headers = dict(error.headers or {})
         if error.status_code == 405:
-            line = f"{request.method[:20]} is not possible here; Allow says what is."
+            line = f"{request.method[:20]} is not possible here; use a method of the Allow header."
         elif error.status_code == 404:
             line = f"there is no {request.scope['path'][:60]!r}; {advice}"
         else:
@@ -69,11 +69,11 @@ async def _reject(_: Request, error: Exception) -> Response:
 
 
 async def _hung_up(_: Request, __: Exception) -> Response:
-    return error_response(RequestError(499, "the caller has gone."))
+    return error_response(RequestError(499, "the client has disconnected."))
 
 
 async def _fail(_: Request, error: Exception) -> Response:
-    """A bug, which `AccessMiddleware` logs."""
+    """Answers an unexpected error, which `AccessMiddleware` logs."""
     return error_response(
         RequestError(500, f"the server failed ({type(error).__name__}); see its log.")
     )

@@ -1,7 +1,7 @@
 """A bounded queue of jobs with one worker.
 
-One thread works, because one accelerator does. The owner of a job can follow its progress, wait for
-it, or cancel it; a job that finds the queue full is rejected at once.
+One thread suffices for one accelerator. The owner of a job can follow its progress, wait for it, or
+cancel it; when the queue is full, new jobs are rejected immediately.
 """
 
 import collections
@@ -18,11 +18,11 @@ from unclip_jax.inference.progress import Progress, ProgressCallback
 T = TypeVar("T")
 Work = Callable[[ProgressCallback], T]
 
-RATES = 5  # finished jobs of a kind that its estimated time is the median of
+RATES = 5  # finished jobs of a kind whose median rate estimates its time
 
 
 class QueueFull(UserError):
-    """The queue is full; the caller may try again later."""
+    """Raised when the queue is full; the client may try again later."""
 
 
 class JobCancelled(Exception):
@@ -30,7 +30,7 @@ class JobCancelled(Exception):
 
 
 class Job(Generic[T]):
-    """One piece of work in the queue."""
+    """A unit of work in the queue."""
 
     def __init__(
         self,
@@ -41,13 +41,13 @@ class Job(Generic[T]):
         lease_s: int | float | None = None,
         limit_s: int | float | None = None,
     ):
-        """Creates a job that waits.
+        """Creates a waiting job.
 
         Args:
             work: the function to run; it is called with a callback for its progress.
             kind: jobs of one kind take time in proportion to their cost.
-            cost: such as the number of images.
-            lease_s: the job is cancelled when nobody calls `renew` for so long; None = never.
+            cost: for example, the number of images.
+            lease_s: seconds without a call of `renew` after which it is cancelled; None = never.
             limit_s: longest running time; None = no limit.
         """
         self.kind, self.cost = kind, cost
@@ -65,7 +65,7 @@ class Job(Generic[T]):
 
     @property
     def done(self) -> bool:
-        """True if there is a result or an error, or the job was cancelled."""
+        """True if the job has a result or an error, or was cancelled."""
         return self._done.is_set()
 
     @property
@@ -82,26 +82,26 @@ class Job(Generic[T]):
 
     @property
     def seconds(self) -> float:
-        """Time for which it has run, or ran."""
+        """Running time so far, or until the end."""
         if self._began is None:
             return 0.0
         return (self._ended or time.monotonic()) - self._began
 
     @property
     def seconds_since_end(self) -> float:
-        """Time since it was done; 0 before."""
+        """Time since the end; 0 before."""
         return 0.0 if self._ended is None else time.monotonic() - self._ended
 
     def renew(self) -> None:
-        """Starts the lease anew."""
+        """Renews the lease."""
         self._renewed = time.monotonic()
 
     def cancel(self) -> None:
-        """Ends it: at once while it waits, at the next report of progress while it runs."""
+        """Cancels it: immediately if it waits, at the next report of progress if it runs."""
         self._cancelled.set()
 
     def wait(self, seconds: int | float) -> bool:
-        """Waits for its end; returns True if it came in time."""
+        """Waits for the end; returns False on a timeout."""
         return self._done.wait(seconds)
 
     def _report(self, state: Progress) -> None:
@@ -109,8 +109,8 @@ class Job(Generic[T]):
             raise JobCancelled
         if self._limit_s is not None and self.seconds > self._limit_s:
             raise UserError(
-                f"the request ran for more than {self._limit_s:g} seconds, as long as this server "
-                "allows; ask for fewer images or steps."
+                f"the request ran for more than {self._limit_s:g} seconds, the limit of this "
+                "server; ask for fewer images or steps."
             )
         self.progress = state
         self.revision += 1
@@ -149,21 +149,21 @@ class JobQueue:
         """Adds a job and returns it.
 
         Raises:
-            QueueFull: as many jobs wait as may.
+            QueueFull: the maximum number of jobs is waiting.
         """
         with self._changed:
             self._drop_cancelled()
             if len(self._queue) >= self.limit + (self._running is None):
                 raise QueueFull(
-                    f"{len(self._queue)} requests are waiting already, as many as this server "
-                    "takes; try again in a minute."
+                    f"{len(self._queue)} requests are waiting already, the limit of this "
+                    "server; try again in a minute."
                 )
             self._queue.append(job)
             self._changed.notify()
         return job
 
     def ahead(self, job: Job[Any]) -> int:
-        """Number of jobs before this one; 0 = it runs or is done."""
+        """Returns the number of jobs ahead of this one; 0 = it runs or is done."""
         with self._changed:
             self._drop_cancelled()
             running = self._running is not None
@@ -182,14 +182,14 @@ class JobQueue:
         return sum(each for each in times if each is not None) if None not in times else None
 
     def state(self) -> dict[str, int]:
-        """The length of the queue."""
+        """Returns the length of the queue."""
         with self._changed:
             self._drop_cancelled()
             running = int(self._running is not None)
             return {"running": running, "waiting": len(self._queue), "limit": self.limit}
 
     def _expected(self, job: Job[Any]) -> float | None:
-        """Seconds that a job still needs, by the median rate of its kind."""
+        """Estimates the seconds that a job still needs, by the median rate of its kind."""
         if not (rates := self._rates.get(job.kind)):
             return None
         return max(0.0, statistics.median(rates) * job.cost - job.seconds)
@@ -197,7 +197,7 @@ class JobQueue:
     def _drop_cancelled(self) -> None:
         for job in [job for job in self._queue if job.cancelled]:
             self._queue.remove(job)
-            job._run()  # which only ends it
+            job._run()  # which only marks it as cancelled
 
     def _serve(self) -> None:
         while True:
@@ -211,4 +211,4 @@ class JobQueue:
                     rates = self._rates.setdefault(job.kind, collections.deque(maxlen=RATES))
                     rates.append(job.seconds / job.cost)
                 self._running = None
-            del job  # nothing here holds its result
+            del job  # drops the reference to its result

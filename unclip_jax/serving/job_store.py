@@ -1,6 +1,6 @@
-"""Jobs of the page by identifiers that cannot be guessed, and their results for a while.
+"""Stores the jobs of the page under unguessable identifiers, and their results for some time.
 
-An identifier is all that gives access to a job: there is no list of them.
+Jobs are accessible only by identifier and are not listed.
 """
 
 import collections
@@ -14,33 +14,33 @@ from unclip_jax.serving import responses
 from unclip_jax.serving.job_queue import Job
 from unclip_jax.serving.service import ServedResult
 
-LEASE_S = 180  # seconds without a question after which a job is cancelled: its page has gone
+LEASE_S = 180  # seconds without a query after which a job is cancelled: its page was closed
 KEEP_S = 3600  # seconds for which results can be fetched
-MAX_BYTES = 512 * 2**20  # of all results
+MAX_BYTES = 512 * 2**20  # bytes of all results
 MAX_JOBS = 256
 
 
 @dataclasses.dataclass(eq=False)
 class StoredJob:
-    """A job with its result as it is sent."""
+    """A job with its encoded result."""
 
     job: Job[ServedResult]
 
     @functools.cached_property
     def archive(self) -> bytes:
-        """The ZIP of the result."""
+        """Returns the result as a ZIP."""
         assert self.job.result is not None
         return self.job.result.archive()
 
     @functools.cached_property
     def response(self) -> dict[str, Any]:
-        """The result as JSON."""
+        """Returns the result as JSON."""
         assert self.job.result is not None
         return responses.of_result(self.job.result.result)
 
     @property
     def size(self) -> int:
-        """Bytes of the result in memory, about."""
+        """Approximate bytes of the result in memory."""
         served = self.job.result
         if served is None:
             return 0
@@ -49,14 +49,14 @@ class StoredJob:
 
 
 class JobStore:
-    """Jobs by identifier; the oldest go when there are too many or too large results."""
+    """Jobs by identifier; removes the oldest when results are too many or too large."""
 
     def __init__(self, *, keep_s: int | float = KEEP_S, max_bytes: int = MAX_BYTES):
         """Creates an empty store.
 
         Args:
-            keep_s: seconds after its end when a job goes.
-            max_bytes: of all results.
+            keep_s: seconds after its end when a job is removed.
+            max_bytes: bytes of all results.
         """
         self._keep_s, self._max_bytes = keep_s, max_bytes
         self._jobs: collections.OrderedDict[str, StoredJob] = collections.OrderedDict()
@@ -71,7 +71,7 @@ class JobStore:
         return name
 
     def get(self, name: str) -> StoredJob | None:
-        """The job of an identifier, whose lease is renewed; None = there is none."""
+        """Returns a job and renews its lease; None if there is none."""
         with self._lock:
             self._expire()
             stored = self._jobs.get(name)
@@ -80,7 +80,7 @@ class JobStore:
         return stored
 
     def remove(self, name: str) -> bool:
-        """Cancels and forgets a job; False = there is none."""
+        """Cancels and removes a job; returns False if there is none."""
         with self._lock:
             stored = self._jobs.pop(name, None)
         if stored is not None:
@@ -88,7 +88,7 @@ class JobStore:
         return stored is not None
 
     def _expire(self) -> None:
-        """Forgets finished jobs: old ones, and the oldest beyond the limits, but not the newest."""
+        """Removes finished jobs: old ones, and the oldest beyond the limits, but not the newest."""
         total = sum(stored.size for stored in self._jobs.values())
         for name, stored in list(self._jobs.items())[:-1]:
             too_many = total > self._max_bytes or len(self._jobs) > MAX_JOBS

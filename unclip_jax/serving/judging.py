@@ -1,12 +1,12 @@
 """The page on which raters compare two models, and its HTTP API.
 
 GET    /                        the page, and its files
-GET    /api                     the rater for whom the page is, "" if raters give their names
+GET    /api                     the rater for whom the page is, "" if raters enter their names
 GET    /api/session?rater=NAME  the questions of a rater, with the answers so far
 POST   /api/answers             one answer: rater, prompt, question, answer
 GET    /pictures/NAME           a picture
 
-Nothing here says which model an image is from. An answer is on the disk before it is confirmed.
+No response reveals the model of an image. An answer is on the disk before it is confirmed.
 """
 
 import pathlib
@@ -26,16 +26,16 @@ from unclip_jax.serving.bodies import BodyReader, read_json
 from unclip_jax.serving.errors import RequestError, exception_handlers, json_response
 
 FOLDER = page.STATIC / "judge"
-SHARED = ("client.js", "dom.js", "icon.svg", "page.css", "theme.js")  # of the page of `demo`
+SHARED = ("client.js", "dom.js", "icon.svg", "page.css", "theme.js")  # with the page of `demo`
 MOST_BYTES = 4096  # of an answer
 
 
 @runtime_checkable
 class Questions(Protocol):
-    """The sessions of raters, as `evaluation.questionnaire.Questionnaire` has them.
+    """The interface of `evaluation.questionnaire.Questionnaire`: the sessions of raters.
 
     Attributes:
-        rater: the only one; "" = raters give their names.
+        rater: the only rater; "" = raters enter their names.
         pictures: path of every picture by its name.
     """
 
@@ -60,7 +60,7 @@ class Questions(Protocol):
 
 
 def app(questions: Questions, access: Access) -> Any:
-    """The page and its API as an ASGI application."""
+    """Returns the page and its API as an ASGI application."""
     handlers = _Handlers(questions)
     files = [*FOLDER.iterdir(), *(page.STATIC / name for name in SHARED)]
     inner = Starlette(
@@ -82,9 +82,7 @@ class _Handlers:
 
     def __init__(self, questions: Questions):
         self._questions = questions
-        self._bodies = BodyReader(
-            limit=MOST_BYTES, budget=2**20, advice="an answer is shorter than that."
-        )
+        self._bodies = BodyReader(limit=MOST_BYTES, budget=2**20, advice="send one answer only.")
 
     async def describe(self, _: Request) -> Response:
         """The rater for whom the page is."""
@@ -102,7 +100,7 @@ class _Handlers:
             return json_response(await _in_thread(lambda: self._questions.store(values)))
 
     async def picture(self, request: Request) -> Response:
-        """A picture; only names of the comparison are known."""
+        """Answers with a picture; only names of the comparison are accepted."""
         name = request.path_params["name"]
         path = self._questions.pictures.get(name)
         if path is None:
@@ -111,7 +109,7 @@ class _Handlers:
 
 
 async def _in_thread(work: Any) -> Any:
-    """Runs `work` in a thread, with its mistakes as responses of the API."""
+    """Runs `work` in a thread, and turns its errors into responses of the API."""
     try:
         return await anyio.to_thread.run_sync(work)
     except UserError as error:

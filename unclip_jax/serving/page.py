@@ -1,6 +1,6 @@
 """The pages: a few files of HTML, CSS and JavaScript, which call an HTTP API.
 
-They are read when the server starts, and sent under their names; no path of a request is opened.
+They are read when the server starts and served under their names; paths in requests are not opened.
 """
 
 import html
@@ -23,7 +23,7 @@ BASE = '<base href="./">'  # of index.html
 
 
 def routes(root_path: str, paths: Iterable[pathlib.Path] | None = None) -> list[BaseRoute]:
-    """One route per file, the page itself at /.
+    """Returns a route per file; the page itself is at /.
 
     Args:
         root_path: path below which a proxy serves the page; "" = the root.
@@ -38,7 +38,7 @@ def routes(root_path: str, paths: Iterable[pathlib.Path] | None = None) -> list[
 
 
 def _content(path: pathlib.Path, root_path: str) -> bytes:
-    """A file; the page states the path below which its links lie."""
+    """Returns the content of a file; in the page, links are relative to `root_path`."""
     text = path.read_text("utf-8")
     if path.name == INDEX and root_path:
         assert BASE in text

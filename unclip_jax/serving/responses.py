@@ -11,7 +11,7 @@ from unclip_jax.serving.job_queue import Job, JobQueue
 
 
 def of_result(result: Result) -> dict[str, Any]:
-    """A result with its images."""
+    """Returns a result with its images."""
     response: dict[str, Any] = {
         "images": _pngs(result.display),
         "labels": list(result.labels),
@@ -27,12 +27,12 @@ def of_result(result: Result) -> dict[str, Any]:
 
 
 def of_job(job: Job[Any], queue: JobQueue, *, revision: int) -> dict[str, Any]:
-    """The state of a job.
+    """Returns the state of a job.
 
     Args:
-        job: of `queue`.
+        job: a job of `queue`.
         queue: where it waits or runs.
-        revision: that the caller knows; previews come only with a later one.
+        revision: revision that the client has; previews are sent only with a later one.
     """
     response: dict[str, Any] = {"state": _state(job), "revision": job.revision}
     response["seconds"] = round(job.seconds, 2)

@@ -15,7 +15,7 @@ from unclip_jax.engine.request_fields import RequestField
 from unclip_jax.engine.requests import REQUESTS
 from unclip_jax.version import __version__
 
-# Set by the server, not by its callers.
+# Set by the server, not by clients.
 OF_SERVER = {"embeddings"}
 MAX_NAME = 60  # characters of a field's name
 _JSON_TYPES = {
@@ -41,10 +41,10 @@ class RequestLimits:
     """Limits of one request.
 
     Attributes:
-        images: images that a request generates.
+        images: number of images that a request generates.
         captions: characters per caption.
-        uploads: images that a request brings.
-        pixels: of one upload; more are rejected before decoding.
+        uploads: number of images that a request uploads.
+        pixels: pixels of one upload, checked before decoding.
         file: bytes of one upload.
         body: bytes of one HTTP request.
         waiting: requests in the queue behind the running one.
@@ -66,7 +66,7 @@ class RequestLimits:
 
 
 class Submission(NamedTuple):
-    """A checked request and the files that came with it.
+    """A checked request and its uploaded files.
 
     Attributes:
         request: the request.
@@ -78,7 +78,7 @@ class Submission(NamedTuple):
 
 
 def served_fields(name: str) -> dict[str, RequestField]:
-    """The fields of a request that a caller may give."""
+    """Returns the fields of a request that clients may set."""
     declared = request_fields.fields(REQUESTS[name])
     return {key: field for key, field in declared.items() if key not in OF_SERVER}
 
@@ -94,8 +94,8 @@ def read(
 
     Args:
         name: one of `REQUESTS`.
-        values: by field; None counts as left out.
-        limits: of this server.
+        values: by field; None = not set.
+        limits: limits of this server.
         of_server: values of fields that the server sets.
 
     Raises:
@@ -124,7 +124,7 @@ def read(
 
 
 def describe(limits: RequestLimits) -> dict[str, Any]:
-    """All requests with their fields, JSON-ready, for readers of the API and for the page."""
+    """Returns all requests with their fields, JSON-ready, for API clients and the page."""
     return {
         name: {
             "does": request.summary,
@@ -137,13 +137,13 @@ def describe(limits: RequestLimits) -> dict[str, Any]:
 
 
 def describe_limits(limits: RequestLimits) -> dict[str, Any]:
-    """The limits of one request, JSON-ready."""
+    """Returns the limits of a request, JSON-ready."""
     names = ("images", "captions", "uploads", "pixels", "file", "body", "waiting", "seconds")
     return {name: getattr(limits, name) for name in names}
 
 
 def openapi(limits: RequestLimits, *, root_path: str = "") -> dict[str, Any]:
-    """The OpenAPI document of the API below `root_path`."""
+    """Returns the OpenAPI document of the API below `root_path`."""
     result = {
         "description": "The images.",
         "content": {
@@ -158,7 +158,7 @@ def openapi(limits: RequestLimits, *, root_path: str = "") -> dict[str, Any]:
     paths |= {
         f"/api/jobs/{name}": {
             "post": _operation(
-                name, f"{request.summary} Answered at once with a job.", {"202": _CONTENT}
+                name, f"{request.summary} Returns a job immediately.", {"202": _CONTENT}
             )
         }
         for name, request in REQUESTS.items()
@@ -185,7 +185,7 @@ def openapi(limits: RequestLimits, *, root_path: str = "") -> dict[str, Any]:
 
 
 def _operation(name: str, summary: str, responses: Mapping[str, Any]) -> dict[str, Any]:
-    """A POST of one request."""
+    """Returns the POST operation of a request."""
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
     error = {
         "description": "The reason, in one line.",
@@ -203,7 +203,7 @@ def _operation(name: str, summary: str, responses: Mapping[str, Any]) -> dict[st
 
 
 def _schemas(limits: RequestLimits) -> dict[str, Any]:
-    """The JSON schema of every request, of the result, and of an error."""
+    """Returns the JSON schemas of all requests, of the result, and of an error."""
     text, image = _JSON_TYPES["text"], _JSON_TYPES["image"]
     schemas: dict[str, Any] = {
         name: {
@@ -232,7 +232,7 @@ def _schemas(limits: RequestLimits) -> dict[str, Any]:
 
 
 def _schema(field: RequestField, limits: RequestLimits) -> dict[str, Any]:
-    """The JSON schema of one field."""
+    """Returns the JSON schema of a field."""
     option = field.option
     schema: dict[str, Any] = dict(_JSON_TYPES[field.scalar])
     if option.low is not None:
@@ -252,7 +252,7 @@ def _schema(field: RequestField, limits: RequestLimits) -> dict[str, Any]:
 
 
 def _greatest(field: RequestField, limits: RequestLimits) -> Any:
-    """Greatest value of a number on this server; None = unbounded."""
+    """Returns the greatest value of a number on this server; None = unbounded."""
     high = field.option.high
     counts = dict.fromkeys(("num", "frames", "best_of"), limits.images)
     most = {**counts, **limits.values}.get(field.name, high)
@@ -260,7 +260,7 @@ def _greatest(field: RequestField, limits: RequestLimits) -> Any:
 
 
 def _described(field: RequestField, limits: RequestLimits) -> dict[str, Any]:
-    """One field as `GET /api` shows it."""
+    """Returns a field as `GET /api` shows it."""
     option = field.option
     kind = f"list of {field.scalar}" if field.many else field.scalar
     described: dict[str, Any] = {"type": kind, "help": option.help, "required": field.required}
@@ -276,16 +276,16 @@ def _described(field: RequestField, limits: RequestLimits) -> dict[str, Any]:
 
 
 def _count(field: RequestField, limits: RequestLimits) -> tuple[int, int]:
-    """Least and greatest number of items of a list."""
+    """Returns the least and the greatest number of items of a list."""
     low, high = field.option.count
     return low, min(high, limits.uploads if field.scalar == "image" else 64)
 
 
 def _read(field: RequestField, value: Any, limits: RequestLimits, files: dict[str, bytes]) -> Any:
-    """One value within the limits of a server; images become pixels, their bytes go to `files`.
+    """Checks a value against the limits of a server; decodes images, whose bytes go to `files`.
 
     Raises:
-        UserError: it is of another type, or beyond a limit.
+        UserError: the value has another type, or exceeds a limit.
     """
     name = field.name
     if field.many:
@@ -320,7 +320,7 @@ def _check_text(field: RequestField, text: str, limits: RequestLimits) -> None:
 def _image(
     where: str, stem: str, data: Any, limits: RequestLimits, files: dict[str, bytes]
 ) -> image_inputs.InputImage:
-    """An upload, decoded within the limits.
+    """Decodes an upload within the limits.
 
     Raises:
         UserError: it is not the bytes of an image file, or too large.

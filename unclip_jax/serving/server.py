@@ -1,4 +1,4 @@
-"""The server: an address, taken before models are loaded, and the loop that answers there."""
+"""The server: binds an address before models are loaded, then runs the loop that answers there."""
 
 import contextlib
 import ipaddress
@@ -21,7 +21,7 @@ def take_address(host: str, port: int) -> socket.socket:
     """Binds a socket, so that nobody else takes the address while models are loaded.
 
     Raises:
-        UserError: there is no such host, the port is in use, or it may not be used.
+        UserError: there is no such host, or the port is in use or not permitted.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -58,7 +58,7 @@ def _check_free(family: int, kind: int, address: Any) -> None:
 
 
 def url(host: str, port: int, root_path: str = "") -> str:
-    """The address as a browser takes it."""
+    """Returns the address for a browser."""
     try:
         version = ipaddress.ip_address(host).version
     except ValueError:
@@ -68,7 +68,7 @@ def url(host: str, port: int, root_path: str = "") -> str:
 
 
 def is_local(host: str) -> bool:
-    """True if only this machine can reach a server on this host."""
+    """Returns True if only this machine can reach a server on this host."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -76,11 +76,11 @@ def is_local(host: str) -> bool:
 
 
 class JsonProtocol(h11_impl.H11Protocol):
-    """HTTP/1.1 that answers a request which is no HTTP as JSON, too."""
+    """HTTP/1.1, with JSON answers also to requests that are not valid HTTP."""
 
     def send_400_response(self, msg: str) -> None:
         """Answers and closes the connection."""
-        body = json.dumps({"error": "the request is no valid HTTP."}).encode()
+        body = json.dumps({"error": "the request is not valid HTTP."}).encode()
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
@@ -99,7 +99,7 @@ def serve(app: Any, listener: socket.socket) -> None:
     """Serves an ASGI application on a bound socket until ctrl-C.
 
     Raises:
-        UserError: somebody else listens there meanwhile.
+        UserError: another process listens there by now.
     """
     try:
         listener.listen(BACKLOG)
@@ -110,7 +110,7 @@ def serve(app: Any, listener: socket.socket) -> None:
 
 
 def build(app: Any) -> uvicorn.Server:
-    """The server of an ASGI application, not yet running."""
+    """Returns the server of an ASGI application, not yet running."""
     config = uvicorn.Config(
         app,
         http=JsonProtocol,

@@ -1,4 +1,4 @@
-"""The service behind the HTTP API and the page: open models, a queue, and limits."""
+"""The service behind the HTTP API and the page: loaded models, a queue, and limits."""
 
 import dataclasses
 import io
@@ -21,7 +21,7 @@ WARM_UP_IMAGES = 2  # as many as the page asks for at first
 
 @dataclasses.dataclass(frozen=True)
 class ServedResult:
-    """A result with the uploads that it was made from.
+    """A result with its uploads.
 
     Attributes:
         result: the images and their record.
@@ -32,7 +32,7 @@ class ServedResult:
     uploads: Mapping[str, bytes]
 
     def archive(self) -> bytes:
-        """A ZIP of everything; `sample repeat` runs the record in it again."""
+        """Returns a ZIP of everything; `sample repeat` runs the record in it again."""
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
             files = {**self.uploads, **self.result.files(self.result.record["command"])}
@@ -42,7 +42,7 @@ class ServedResult:
 
 
 class InferenceService:
-    """Open models, the queue of requests for them, and the limits of these."""
+    """Loaded models, the queue of their requests, and the limits of a request."""
 
     def __init__(
         self,
@@ -57,10 +57,10 @@ class InferenceService:
 
         Args:
             engine: the models.
-            name: of the models, as records show it.
-            limits: of one request; None = the default ones.
-            folder: of the models, which no answer may name; None = not known.
-            embeddings: a split that `embed` wrote, for `probe-pca`; None = that is rejected.
+            name: name of the models in records.
+            limits: limits of a request; None = the default ones.
+            folder: folder of the models, whose path is removed from responses; None = unknown.
+            embeddings: a split that `embed` wrote, for `probe-pca`; None = `probe-pca` is rejected.
         """
         self.engine, self.name, self.limits = engine, name, limits or RequestLimits()
         engine.name = name
@@ -74,12 +74,12 @@ class InferenceService:
 
         Args:
             command: one of `requests.REQUESTS`.
-            values: of its fields; images are the bytes of files.
-            lease_s: cancels the job when nobody renews it for so long; None = never.
+            values: values of its fields; images are the bytes of files.
+            lease_s: seconds without renewal after which the job is cancelled; None = never.
 
         Raises:
-            UserError: something is wrong with it.
-            QueueFull: too many wait.
+            UserError: the request is not valid.
+            QueueFull: too many requests are waiting.
         """
         submission = self.read(command, values)
         return self.queue.submit(
@@ -93,7 +93,7 @@ class InferenceService:
         )
 
     def warm_up(self) -> Job[Result]:
-        """Queues the page's first request, so that its programs are compiled when it comes."""
+        """Queues the page's default request, so that its programs are compiled in advance."""
         request = TextRequest(captions=("",), num=min(WARM_UP_IMAGES, self.limits.images))
         return self.queue.submit(
             Job(lambda progress: self.engine.run(request, progress=progress), kind="warm-up")
@@ -103,27 +103,27 @@ class InferenceService:
         """Checks a request.
 
         Raises:
-            UserError: something is wrong with it.
+            UserError: the request is not valid.
         """
         of_server = {}
         if command == PcaProbeRequest.name:
             if self.embeddings is None:
                 raise UserError(
-                    "this server has no embeddings to take components of; start it with "
+                    "this server has no embeddings for principal components; start it with "
                     "--embeddings=DIR."
                 )
             of_server["embeddings"] = str(self.embeddings)
         return schemas.read(command, values, limits=self.limits, of_server=of_server)
 
     def run(self, submission: Submission, progress: ProgressCallback) -> ServedResult:
-        """Runs a request; `progress` may end it by raising.
+        """Runs a request; `progress` may stop it by raising an exception.
 
         Raises:
-            UserError: these models cannot do it with these images.
+            UserError: these models cannot run this request with these images.
         """
         try:
             result = self.engine.run(submission.request, progress=progress)
-        except UserError as error:  # says nothing of where files lie on this machine
+        except UserError as error:  # reveals no paths of this machine
             raise UserError(self._without_paths(str(error))) from None
         values = result.record["request"]
         if "embeddings" in values:
@@ -131,7 +131,7 @@ class InferenceService:
         return ServedResult(result, submission.files)
 
     def models(self) -> dict[str, Any]:
-        """Names, sizes, defaults and identities of the models, JSON-ready."""
+        """Returns names, sizes, defaults and identities of the models, JSON-ready."""
         cascade = self.engine.cascade
         sizes = [
             self.engine.base_size,
@@ -149,7 +149,7 @@ class InferenceService:
         return {**facts, **self.engine.describe()}
 
     def _without_paths(self, text: str) -> str:
-        """`text` with the server's folders by their last names only."""
+        """Returns `text` with the server's folders reduced to their last names."""
         for path, parts in ((self.embeddings, 2), (self.folder, 1)):
             if path is None:
                 continue
