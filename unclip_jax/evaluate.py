@@ -15,11 +15,11 @@ r"""Evaluates a trained cascade on a held-out split, or scores sets of images.
     python -m unclip_jax.evaluate pairs RUN --x=a.npy --y=b.npy --out=DIR
 
 The first form scores retrieval by CLIP and the PSNR of the upsampler against bicubic enlargement;
-in the procedural worlds the exact checker judges images with z_img from the prior, from z_txt used
-as if it were z_img, and true. It prints a table and writes MODELS/evaluation.json, or, of installed
-models, ./evaluation.json; other settings are in the name: evaluation_prior_ar.json of
---prior=prior_ar, evaluation_best_of_4.json of --best-of=4.
-docs/evaluation.md describes the subcommands.
+in the procedural worlds the exact checker scores images with z_img from the prior, with z_txt used
+as z_img, and with the true z_img. It prints a table and writes MODELS/evaluation.json, or, of
+installed models, ./evaluation.json; other settings are part of the name: evaluation_prior_ar.json
+for --prior=prior_ar, evaluation_best_of_4.json of --best-of=4. docs/evaluation.md describes the
+subcommands.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     """Evaluates, prints and writes; or runs a subcommand.
 
     Raises:
-        UserError: an unknown subcommand, or any mistake in its arguments.
+        UserError: an unknown subcommand, or arguments that are not valid.
     """
     if argv and not argv[0].startswith("-"):
         make_parser, run = SUBCOMMANDS[one_of("subcommand", argv[0], SUBCOMMANDS)]
@@ -107,7 +107,7 @@ def parser() -> Parser:
         "--best-of",
         type=int,
         default=1,
-        help="images per caption, of which CLIP selects the nearest",
+        help="images per caption, of which CLIP selects the nearest to it",
     )
     return parser
 
@@ -137,7 +137,7 @@ def run_cascade(args: argparse.Namespace) -> str:
 
 
 def _result_path(args: argparse.Namespace) -> pathlib.Path:
-    """The file that a setting is written to: beside the models, or here if they are installed."""
+    """Returns the file of the result: beside the models, or in this folder for installed models."""
     from unclip_jax.handoff import shipped
 
     folder = pathlib.Path() if args.models.parent == shipped.WEIGHTS else args.models
@@ -169,7 +169,7 @@ def images_parser() -> Parser:
         default=default.k_density,
         help="neighbours for density and coverage",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of KID's subsets")
+    parser.add_argument("--seed", type=int, default=0, help="seed of KID's subsets")
     return evaluation_parsers.add_set(evaluation_parsers.add_features(parser))
 
 
@@ -205,7 +205,7 @@ def run_pack(args: argparse.Namespace) -> str:
 
 
 def run_sweep(args: argparse.Namespace) -> str:
-    """Samples and scores the points that are missing; returns the table."""
+    """Samples and scores the missing points; returns the table."""
     from unclip_jax.evaluation import sweep, sweep_points
 
     try:
@@ -286,7 +286,7 @@ def run_judge(args: argparse.Namespace) -> str:
 
 
 def run_rerank(args: argparse.Namespace) -> str:
-    """Scores the best of n images over n; returns the table."""
+    """Scores the best of n images as a function of n; returns the table."""
     from unclip_jax.evaluation import reranking
 
     names = ("models", "data", "prior", "split", "num", "candidates", "guidance", "seed", "batch")
@@ -299,7 +299,7 @@ def run_rerank(args: argparse.Namespace) -> str:
 
 
 def run_pairs(args: argparse.Namespace) -> str:
-    """Judges priors on held-out pairs, with the ridge in them and the mean; returns the table."""
+    """Scores priors, their ridge regressions and the mean on held-out pairs; returns the table."""
     from unclip_jax.evaluation import pair_evaluation
 
     names = ("x", "y", "groups", "subjects", "splits", "eval_share", "bad_rows", "repeats")
@@ -346,7 +346,7 @@ def _feature_config(args: argparse.Namespace) -> Any:
 
 
 def _is_first() -> bool:
-    """True in the process that writes, once all are connected."""
+    """Returns True in the process that writes files, once all are connected."""
     import jax
 
     return jax.process_index() == 0

@@ -332,7 +332,7 @@ def damage_prompts(change):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: shutil.rmtree(f), "is no output of `evaluate prompts`; give a folder"),
+        (lambda f: shutil.rmtree(f), "is not an output of `evaluate prompts`; give a folder"),
         (lambda f: (f / "prompts.json").unlink(), "is unfinished: it has no prompts.json; run"),
         (lambda f: (f / "pictures/000003.npz").unlink(), "is unfinished: there is no .*000003.npz"),
         (

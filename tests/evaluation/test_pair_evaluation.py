@@ -148,7 +148,7 @@ def test_figures_by_subject_are_those_of_its_held_out_pairs(place, evaluation):
 
 @pytest.mark.parametrize("options", [{}, {"splits": ""}, {"splits": "", "eval_share": 0.2}])
 def test_pairs_that_were_trained_on_are_not_called_held_out(place, evaluation, options):
-    """The default and another usual division, and one by labels."""
+    """The default and another usual split, and one by labels."""
     model = model_of(PairsConfig(**{**settings(place), **options}), noisy(3.0))
     split_options = {name: value for name, value in options.items() if name == "splits"}
     report = evaluation({"far": model}, **split_options, eval_share=1.0)
@@ -156,7 +156,7 @@ def test_pairs_that_were_trained_on_are_not_called_held_out(place, evaluation, o
     assert report.pairs == N and report.trained == {"far": count}
     samples = noisy(3.0)({"x": X}, 3)
     assert report.priors["far"].cosine.value == pytest.approx(cosine(samples.mean(axis=1), Y))
-    assert f"far was trained on {count} of the pairs that were given" in str(report)
+    assert f"far was trained on {count} of these pairs" in str(report)
 
 
 def test_pairs_of_which_nothing_is_known_are_not_called_held_out(place, evaluation):
@@ -198,7 +198,7 @@ def test_padding_is_no_part_of_a_target(tmp_path, evaluation):
     assert report.priors["ones"].cosine.value == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def test_another_division_than_that_of_training_is_rejected(place, evaluation):
+def test_another_split_than_that_of_training_is_rejected(place, evaluation):
     data = PairsConfig(**settings(place))
-    with pytest.raises(UserError, match="was trained on other pairs than those that this division"):
+    with pytest.raises(UserError, match="was trained on other pairs than this split"):
         evaluation({"near": model_of(data, noisy(0.5))}, splits="")

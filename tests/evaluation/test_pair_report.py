@@ -149,5 +149,5 @@ def test_a_plot_is_written(report, tmp_path):
 def test_samples_that_do_not_match_are_rejected():
     with pytest.raises(UserError, match=r"a has samples \[60, 8\] for targets \[60, 8\]"):
         pair_report.score_priors(TRUE, {"a": TRUE})
-    with pytest.raises(UserError, match="1 held-out pairs are too few to judge"):
+    with pytest.raises(UserError, match="1 held-out pairs are too few to score"):
         pair_report.score_priors(TRUE[:1], {})

@@ -207,7 +207,7 @@ def test_captions_are_chosen_once_each_and_alike_for_a_seed():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--num=9"], "there are 8 captions, and 9 are asked for; give a smaller --num"),
+        (["--num=9"], "there are 8 captions, fewer than --num=9; give a smaller --num"),
         (["--num=0"], "--num is 0; it must be greater than 0"),
         (["--num=5"], "--num is 5; scores of neighbours need 6 at least"),
         (["--part=0"], "--part is 0; it must be greater than 0"),
@@ -226,7 +226,7 @@ def test_mistakes_with_coco_are_reported_before_sampling(run_dir, copy, tmp_path
 @pytest.mark.parametrize("text", ["{", "[]", '{"annotations": [{"text": "x"}]}', '{"images": []}'])
 def test_files_of_another_format_than_coco_are_rejected(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(UserError, match="is not of the form of COCO's captions"):
+    with pytest.raises(UserError, match="is not a file of COCO's captions"):
         coco.read_captions(tmp_path / "x.json")
 
 

@@ -1,8 +1,8 @@
 """Scores of a cascade on held-out examples: retrieval by CLIP, enlargement, and the exact checker.
 
-The checker judges images of the shapes world for three sources of z_img: the prior, z_txt used as
+In procedural worlds the checker scores images for three sources of z_img: the prior, z_txt used as
 if it were z_img, and the true embedding; in a chain without z_img, images of the caption alone. A
-discrete VAE is judged by its reconstructions of true images, which bound what its codes can show.
+discrete VAE is scored by its reconstructions of true images, an upper bound for its chain.
 """
 
 import dataclasses
@@ -32,9 +32,9 @@ from unclip_jax.metrics.psnr import psnr
 from unclip_jax.parallel.mesh import sampling_mesh
 from unclip_jax.stages import dvae, upsampler
 
-RETRIEVAL = 256  # pairs among which CLIP must find the right one
+RETRIEVAL = 256  # candidates of retrieval by CLIP
 ENLARGED = 64  # images that the upsampler enlarges
-BATCH = 50  # captions at once
+BATCH = 50  # captions per batch
 
 Record = dict[str, Any]
 
@@ -51,7 +51,7 @@ class CascadeConfig:
         keys: names of image and caption in a data set of another format.
         num: captions to sample.
         seed: image i depends on (seed, i) and its caption alone.
-        best_of: images per caption, of which CLIP keeps the nearest.
+        best_of: images per caption, of which CLIP selects the nearest to it.
     """
 
     models: pathlib.Path
@@ -74,7 +74,7 @@ def evaluate_cascade(config: CascadeConfig) -> dict[str, Any]:
     """Computes all scores of a cascade; JSON-ready.
 
     Raises:
-        UserError: a mistake in the models or the data.
+        UserError: the models or the data cannot be used.
     """
     loaded = load.load_cascade(config.models, prior_name=config.prior)
     source = sources.open_source(config.data, split=config.split, keys=config.keys)
@@ -97,7 +97,7 @@ def evaluate_cascade(config: CascadeConfig) -> dict[str, Any]:
 
 
 def retrieval(loaded: LoadedCascade, records: Sequence[Record]) -> dict[str, int | float]:
-    """Computes the share of pairs that CLIP retrieves among all, in both directions."""
+    """Computes retrieval@1 of CLIP among all pairs, in both directions."""
     z_img, z_txt = true_embeddings(loaded, records), text_embeddings(loaded, records)
     scores, own = z_img @ z_txt.T, np.arange(len(records))
     return {
@@ -153,11 +153,11 @@ def embeddings_from(
 def follow_captions(
     loaded: LoadedCascade, records: Sequence[Record], *, seed: int, best_of: int = 1
 ) -> dict[str, dict[str, Rate]]:
-    """Computes the checker's rates of sampled images for each of `CONDITIONS`, or for "caption".
+    """Computes the checker's scores of sampled images for each of `CONDITIONS`, or for "caption".
 
-    A cascade whose base images come from no embedding has one source, the caption. Image i starts
-    from the same noise under every condition. Of `best_of` images of one z_img and caption the one
-    is judged that the cascade's CLIP puts nearest to the caption.
+    A cascade whose decoder reads no embedding has one source, the caption. Image i starts from the
+    same noise under every condition. Of `best_of` images of the same z_img and caption, the nearest
+    to the caption by the cascade's CLIP is scored.
     """
     captions = [record["caption"] for record in records]
     if not any("z_img" in stage.reads for stage in loaded.cascade.stages):
@@ -181,7 +181,7 @@ def caption_rates(
     best_of: int = 1,
     batch_size: int = BATCH,
 ) -> Callable[[np.ndarray, str], dict[str, Rate]]:
-    """Returns a function from z_img [b z] and a label to the checker's rates of their images.
+    """Returns a function from z_img [b z] and a label to the checker's scores of their images.
 
     All calls share one compiled sampler, and image i starts from the same noise in each.
     """
@@ -206,7 +206,7 @@ def caption_rates(
 
 
 def reconstruction(loaded: LoadedCascade, records: Sequence[Record]) -> dict[str, Any]:
-    """Computes PSNR, use of the codes and the checker's rates of images through their codes."""
+    """Computes PSNR, code usage and the checker's scores of reconstructions."""
     cfg = loaded.cascade.stage("dvae").config
     true = _squares(records, cfg.model.image_size)
 
@@ -275,7 +275,7 @@ def table(result: dict[str, Any]) -> str:
     if "reconstruction" in result:
         facts = result["reconstruction"]
         joint = facts["checker"].get("joint")
-        right = f", {joint['value']:.2f} of them right" if joint else ""
+        right = f", {joint['value']:.2f} of them correct" if joint else ""
         lines.append(
             f"reconstructions {facts['psnr']:.2f} dB{right}; {facts['usage']:.0%} of the codes "
             f"occur, perplexity {facts['perplexity']:.0f}"

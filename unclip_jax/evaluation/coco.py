@@ -59,10 +59,10 @@ class CocoConfig:
 
 
 def evaluate_coco(config: CocoConfig) -> Report:
-    """Samples the images that are missing, scores them and writes OUT/coco.json.
+    """Samples the missing images, scores the set and writes OUT/coco.json.
 
     Raises:
-        UserError: a mistake in the captions, the models or the images.
+        UserError: the captions, the models or the images cannot be used.
     """
     seed, batch = config.sampling.seed, config.sampling.batch
     captions = choose(read_captions(config.captions), num=config.num, seed=seed)
@@ -89,7 +89,7 @@ def read_captions(path: pathlib.Path) -> list[str]:
     """Reads all captions of a file of COCO's format, in its order.
 
     Raises:
-        UserError: no such file, or it is not of that format.
+        UserError: there is no such file, or it has another format.
     """
     try:
         annotations = json.loads(path.read_text(encoding="utf-8"))["annotations"]
@@ -100,21 +100,21 @@ def read_captions(path: pathlib.Path) -> list[str]:
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is not of the form of COCO's captions ({error!r}); expected "
+            f"{path} is not a file of COCO's captions ({error!r}); expected "
             '{"annotations": [{"caption": ...}, ...]}.'
         ) from None
     return [caption for caption in captions if caption]
 
 
 def choose(captions: list[str], *, num: int, seed: int) -> list[str]:
-    """Returns `num` different entries of `captions` at random, the same ones for a seed.
+    """Returns `num` distinct entries of `captions` at random, the same for equal seeds.
 
     Raises:
         UserError: there are fewer captions.
     """
     if num > len(captions):
         raise UserError(
-            f"there are {len(captions)} captions, and {num} are asked for; give a smaller --num."
+            f"there are {len(captions)} captions, fewer than --num={num}; give a smaller --num."
         )
     order = np.random.default_rng(seed).permutation(len(captions))[:num]
     return [captions[int(index)] for index in order]
@@ -123,7 +123,7 @@ def choose(captions: list[str], *, num: int, seed: int) -> list[str]:
 def departures(
     config: CocoConfig, real: SetFeatures, *, kind: str, size: tuple[int, int]
 ) -> list[str]:
-    """Returns a warning that names all reasons against a comparison with published figures."""
+    """Returns a warning that lists all deviations from the protocol of published figures."""
     count = real.facts.get("count")
     reasons = [
         (config.num != NUM, f"{config.num} captions instead of {NUM:,}"),

@@ -2,8 +2,8 @@
 
 Imagen, arXiv 2205.11487, section 4.3 and appendix C: raters see two sets of images of a prompt and
 say which has the higher quality and which represents the caption better. `compare` writes the
-folder that raters see (comparison_folder.py) and the report of their answers so far, to which the
-exact checker of the procedural worlds and the CLIP score add what they find.
+folder that raters see (comparison_folder.py) and the report of their answers so far, with the
+exact checker of the procedural worlds and the CLIP score.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ class ComparisonConfig:
         a: folder of model A.
         b: folder of model B.
         out: folder to write.
-        seed: of the sides.
+        seed: seed of the sides.
     """
 
     a: pathlib.Path
@@ -58,7 +58,7 @@ class ComparisonConfig:
 
 
 def compare(config: ComparisonConfig) -> dict[str, Any]:
-    """Writes what is missing of the folder, and the report of the answers so far; returns it.
+    """Writes missing files of the folder and the report of the answers so far; returns the report.
 
     Raises:
         UserError: outputs that cannot be compared, a folder of another comparison, or answers that
@@ -164,7 +164,7 @@ def report_of(
 
 
 def criteria_met(sampled: SampledPrompts, world: WorldChecks) -> np.ndarray:
-    """Counts the criteria of its caption that the images of every prompt meet, together."""
+    """Counts the criteria of the caption that the images of every prompt meet in total."""
     counts = []
     batches = sampled.image_set.batches(sampled.images, slice(None))
     for prompt, images in zip(sampled.prompts, batches, strict=True):
@@ -174,7 +174,7 @@ def criteria_met(sampled: SampledPrompts, world: WorldChecks) -> np.ndarray:
 
 
 def _png(image: np.ndarray) -> bytes:
-    """Encodes without compression: the size of the file depends on that of the image alone."""
+    """Encodes without compression, so that the file size depends only on the image size."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=0)
     return buffer.getvalue()

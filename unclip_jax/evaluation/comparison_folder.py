@@ -1,4 +1,4 @@
-"""The folder of a comparison: what raters may see, and the key that they may not.
+"""The folder of a comparison: files that raters may see, and the key, which they may not.
 
     comparison.json, index.html, pictures/     without the models
     answers/RATER.jsonl                        one line per answer
@@ -34,7 +34,7 @@ class ComparedPrompt:
     Attributes:
         id: digest of its row, category and text.
         number: row in the prompt file, from 1.
-        category: of the file.
+        category: category in the file.
         text: the caption.
     """
 
@@ -64,7 +64,7 @@ class Comparison:
 
 
 def identify(prompts: Sequence[Prompt]) -> tuple[ComparedPrompt, ...]:
-    """Returns the prompts with identifiers, which differ even where texts are equal."""
+    """Returns the prompts with identifiers, which differ even between equal texts."""
     return tuple(
         ComparedPrompt(
             digests.of_json([number, *prompt])[:12], number, prompt.category, prompt.text
@@ -74,7 +74,7 @@ def identify(prompts: Sequence[Prompt]) -> tuple[ComparedPrompt, ...]:
 
 
 def write(folder: pathlib.Path, comparison: Comparison) -> None:
-    """Writes the comparison as raters see it; the last file of a complete folder."""
+    """Writes the comparison as raters see it; this is the last file of a complete folder."""
     text = json.dumps(dataclasses.asdict(comparison), indent=2, ensure_ascii=False)
     protocol_folder.write(folder / COMPARISON, text + "\n")
 
@@ -107,7 +107,7 @@ def draw_sides(categories: Sequence[str], entropy: Sequence[int]) -> list[str]:
 
     Args:
         categories: of the prompts, in order.
-        entropy: seeds of the draw.
+        entropy: integers that seed the draw.
     """
     rng = np.random.default_rng(list(entropy))
     names = list(dict.fromkeys(categories))
@@ -129,10 +129,10 @@ def stored_sides(
     """Returns the model on the left of every prompt, by the key of the folder.
 
     Args:
-        folder: of the comparison.
-        prompts: of the comparison.
-        draw: sides to store if there is no key yet. An earlier key stays, because pictures and
-            answers follow it.
+        folder: folder of the comparison.
+        prompts: prompts of the comparison.
+        draw: sides to store if there is no key yet. An existing key is not changed, because
+            pictures and answers depend on it.
 
     Raises:
         UserError: the key is damaged.

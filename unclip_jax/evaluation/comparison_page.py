@@ -1,6 +1,6 @@
 """The static page of a comparison: all prompts by category, read without a server.
 
-It shows what raters may see and nothing else: sides instead of models. Pictures are beside it.
+It shows only what raters may see: sides instead of models. Pictures are beside it.
 """
 
 import html

@@ -1,7 +1,7 @@
 """Feature extractors by name, and features of a set of images on all devices.
 
-Of several processes each decodes its part of every batch and all receive all features, in the order
-of the images, so that counts are exact and scores do not depend on the number of processes.
+With several processes, each decodes a part of every batch and all receive all features, in the
+order of the images, so counts are exact and scores do not depend on the number of processes.
 """
 
 import functools
@@ -110,10 +110,10 @@ def _compiled(apply: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
 
 
 def from_statistics(path: pathlib.Path) -> SetFeatures:
-    """Reads a file of reference statistics; there are moments but no features.
+    """Reads a file of reference statistics, which has moments but no features.
 
     Raises:
-        UserError: it holds no statistics.
+        UserError: the file has no statistics.
     """
     stored = npz.read_statistics(path)
     facts = {"source": str(path), "count": None, **stored.protocol.get("pictures", {})}

@@ -1,7 +1,7 @@
 """Sets of images: a folder, a guided-diffusion batch, or a data set, read in order and in batches.
 
-A set has one image size and an exact count. Nothing is skipped: an image that cannot be read is an
-error, because a score over fewer images than it states would be wrong.
+All images of a set have the same size. None is skipped: an unreadable image is an error, because
+scores depend on the number of images.
 """
 
 import dataclasses
@@ -33,11 +33,11 @@ class ImageSet:
     Attributes:
         where: path, for messages.
         count: number of images.
-        size: height and width as they are scored.
-        facts: for the protocol: source, count, size, crop.
+        size: height and width at which images are scored.
+        facts: entries of the protocol: source, count, size, crop.
         captions: one per image, or None if the set has none.
-        batches: (batch size, rows) -> those rows of each batch in order; the last batch may be
-            short, and then its rows too.
+        batches: (batch size, rows) -> these rows of each batch, in order; the last batch may be
+            smaller.
         lossy: True if some of the files are compressed with loss.
     """
 
@@ -55,10 +55,10 @@ class ImageSetOptions:
     """Options of reading a set of images.
 
     Attributes:
-        size: images are resized and centre-cropped to this (ADM's procedure); None = as they are,
-            which must then be equal.
-        num: number of images, from the first; None = all.
-        split: of a data set.
+        size: images are resized and centre-cropped to this (ADM's procedure); None = unchanged,
+            which requires equal sizes.
+        num: number of images, from the start; None = all.
+        split: split of a data set.
         keys: names of image and caption in a data set of another format.
         blur: standard deviation in pixels of a Gaussian that blurs the images; 0 = none.
     """
@@ -161,7 +161,7 @@ def resized(images: ImageSet, size: int) -> ImageSet:
 def blurred(images: ImageSet, sigma: float) -> ImageSet:
     """Returns the set blurred by a Gaussian, as FID was reported for DALL-E (its figure 9).
 
-    Its paper gives radii and does not say of what; here they are standard deviations in pixels.
+    The paper gives radii without a definition; here they are standard deviations in pixels.
     """
 
     def batches(batch_size: int, rows: slice) -> Iterator[Images]:
@@ -238,7 +238,7 @@ def _from_folder(path: pathlib.Path, *, size: int | None, num: int | None) -> Im
 def _of_record(
     entries: list[items.Item], listed: list[str], path: pathlib.Path
 ) -> list[items.Item]:
-    """The images of a folder that the record beside it lists, in its order."""
+    """Returns the images of a folder that the record beside it lists, in its order."""
     by_path = {
         pathlib.Path(item.image.path): item
         for item in entries

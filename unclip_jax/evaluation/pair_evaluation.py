@@ -21,7 +21,7 @@ from unclip_jax.pairs.matching import Pairs, open_pairs
 from unclip_jax.stages.embedding_prior_config import batch_spec
 
 REPORT, PLOT = "pairs.json", "pairs.png"
-SHARES = (0.1, 0.0, 0.05, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)  # that training may have held out
+SHARES = (0.1, 0.0, 0.05, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)  # eval_share of training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,19 +31,19 @@ class PairEvaluation:
     Attributes:
         runs: workdirs or exports.
         x: conditions, as in `PairsConfig`.
-        y: targets, likewise.
-        groups: likewise.
-        subjects: likewise.
-        splits: likewise.
-        eval_share: share of the groups or keys that training held out; 1 = judge all pairs.
+        y: targets, as in `PairsConfig`.
+        groups: as in `PairsConfig`.
+        subjects: as in `PairsConfig`.
+        splits: as in `PairsConfig`.
+        eval_share: fraction of the groups or keys that training held out; 1 = score all pairs.
         bad_rows: as in `PairsConfig`.
-        repeats: likewise.
+        repeats: as in `PairsConfig`.
         num: samples per pair.
-        most: pairs that are judged, evenly over the held-out ones.
+        most: greatest number of pairs to score, evenly spaced over the held-out ones.
         pool: candidates of retrieval.
         guidance: scale; None = the exported default.
-        steps: of sampling; None = the exported default.
-        seed: of the noise.
+        steps: sampling steps; None = the exported default.
+        seed: seed of the noise.
     """
 
     runs: tuple[pathlib.Path, ...]
@@ -71,7 +71,7 @@ class PairEvaluation:
 
 
 def evaluate_pairs(config: PairEvaluation, *, out: pathlib.Path) -> PairReport:
-    """Judges priors, the ridge regressions in them and the mean; writes JSON and a plot to `out`.
+    """Scores priors, their ridge regressions and the mean; writes JSON and a plot to `out`.
 
     Raises:
         UserError: exports or pairs that do not fit, or priors of targets in different forms.
@@ -114,12 +114,12 @@ def _name(run: pathlib.Path, taken: dict[str, Any]) -> str:
 
 
 class _Pairs(NamedTuple):
-    """Pairs to judge a model by.
+    """Pairs on which a model is scored.
 
     Attributes:
         rows: batch fields.
         subjects: label of the subject of every pair; None without subjects.
-        trained: number of the pairs that were given that training used; None = not known.
+        trained: number of all pairs of the files that training used; None = unknown.
     """
 
     rows: dict[str, np.ndarray]
@@ -128,10 +128,10 @@ class _Pairs(NamedTuple):
 
 
 def _open(config: PairEvaluation, model: EmbeddingPriorModel, run: pathlib.Path) -> _Pairs:
-    """Opens the held-out pairs, or all.
+    """Opens the held-out pairs, or all pairs.
 
     Raises:
-        UserError: pairs that do not fit, or of which training held out others.
+        UserError: pairs that do not fit, or whose split differs from that of training.
     """
     everything = config.eval_share >= 1.0
     share = 0.0 if everything else config.eval_share
@@ -146,10 +146,10 @@ def _open(config: PairEvaluation, model: EmbeddingPriorModel, run: pathlib.Path)
         trained = None if stated is None else 0
         if trained == 0 and stated != pairs.open_split("train", fields).digest:
             raise UserError(
-                f"{run} was trained on other pairs than those that this division leaves for "
+                f"{run} was trained on other pairs than this split leaves for "
                 "training; give --x, --y, --groups, --subjects, --splits, --eval-share, "
-                "--bad-rows and --repeats as in training, or --eval-share=1 for pairs of which "
-                "none was trained on."
+                "--bad-rows and --repeats as in training, or --eval-share=1 if training used "
+                "none of these pairs."
             )
     source = pairs.open_split("validation", fields)
     blocks = list(source.blocks(config.most))
@@ -158,12 +158,12 @@ def _open(config: PairEvaluation, model: EmbeddingPriorModel, run: pathlib.Path)
 
 
 def _trained_on(pairs: Pairs, fields: BatchSpec, stated: str | None) -> int | None:
-    """Returns the number of pairs that a prior was trained on, if it was trained on a usual part.
+    """Returns the number of pairs that a prior was trained on, for the usual splits.
 
     Args:
-        pairs: with the division that was given.
-        fields: of the model.
-        stated: digest of the training pairs; None = the export does not state it.
+        pairs: the pairs and their split.
+        fields: batch fields of the model.
+        stated: digest of the training pairs; None = the export has none.
     """
     if stated is None:
         return None
@@ -205,12 +205,12 @@ def _sampled(
         result["mean"] = itertools.repeat(mean[None, None], len(rows[TARGET]))
     if not model.cfg.model.ragged:
         return result
-    real = rows[f"{TARGET}_mask"][:, None, :, None]  # padding is no part of a target
+    real = rows[f"{TARGET}_mask"][:, None, :, None]  # padding is not part of a target
     return {name: _masked(blocks, real) for name, blocks in result.items()}
 
 
 def _masked(blocks: Iterable[np.ndarray], real: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields blocks of consecutive rows times their part of `real`."""
+    """Yields blocks of consecutive rows, multiplied by the same rows of `real`."""
     start = 0
     for block in blocks:
         yield block * real[start : start + len(block)]

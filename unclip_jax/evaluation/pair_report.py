@@ -1,4 +1,4 @@
-"""Judges priors between embedding spaces on held-out pairs: agreement, retrieval, calibration."""
+"""Scores priors between embedding spaces on held-out pairs: agreement, retrieval, calibration."""
 
 import dataclasses
 import hashlib
@@ -20,7 +20,7 @@ from unclip_jax.metrics.intervals import Mean, Rate, bootstrap
 
 POOL = 300  # candidates of retrieval, as in MindEye (arXiv 2305.18274, section 3.2)
 
-BLOCK = 1 << 25  # numbers of an array that are judged at once
+BLOCK = 1 << 25  # elements of an array that are scored together
 
 Targets = Float[np.ndarray, "n *s"]
 Rows = Int[np.ndarray, " m"]
@@ -28,17 +28,17 @@ Rows = Int[np.ndarray, " m"]
 
 @dataclasses.dataclass(frozen=True)
 class PriorScores:
-    """Figures of one prior, with intervals over held-out pairs.
+    """Scores of one prior, with intervals over held-out pairs.
 
     Attributes:
-        cosine: of the mean of the samples to the true target, both flattened.
-        sample_cosine: of single samples.
-        forward: share of predictions whose own target is the nearest of the pool.
-        backward: share of targets whose own prediction is the nearest of the pool.
+        cosine: cosine of the mean of the samples and the true target, both flattened.
+        sample_cosine: cosine of single samples and the true target.
+        forward: fraction of predictions whose own target is the nearest of the pool.
+        backward: fraction of targets whose own prediction is the nearest of the pool.
         rank: mean rank of the own target in the pool, 1 = nearest.
-        coverage: of central intervals; None of a prior that gives one sample.
+        coverage: coverage of central intervals; None for one sample per pair.
         energy: distance of one sample per pair to the true targets.
-        histogram: share of pairs by the rank of the true value among the samples.
+        histogram: fraction of pairs by the rank of the true value among the samples.
     """
 
     cosine: Mean
@@ -53,15 +53,15 @@ class PriorScores:
 
 @dataclasses.dataclass(frozen=True)
 class PairReport:
-    """Judgements of several priors on the same pairs.
+    """Scores of several priors on the same pairs.
 
     Attributes:
         pairs: number of pairs.
         pool: candidates of retrieval, at most as many as there are different targets.
-        priors: by name.
-        subjects: reports of the pairs of single subjects, of those with two or more, by label.
-        trained: number of the pairs that a prior was trained on, by its name: 0 if they were held
-            out, None if that is not known.
+        priors: scores by name of the prior.
+        subjects: a report for each subject with two or more pairs, by label.
+        trained: number of these pairs that a prior was trained on, by its name: 0 if all were held
+            out, None if unknown.
     """
 
     pairs: int
@@ -112,15 +112,15 @@ class PairReport:
             yield f"{label}: {one.pairs} pairs, {one._retrieval()}"
         for name, count in self.trained.items():
             if count is None:
-                yield f"{name}: its export does not tell whether it was trained on these pairs"
+                yield f"{name}: its export does not state whether it was trained on these pairs"
             elif count:
                 yield (
-                    f"warning: {name} was trained on {count} of the pairs that were given, so its "
+                    f"warning: {name} was trained on {count} of these pairs, so its "
                     "figures are not those of new pairs; leave out --eval-share=1"
                 )
 
     def _retrieval(self) -> str:
-        """Returns the numbers of pairs and of candidates; pairs beyond whole pools are left out."""
+        """Returns the numbers of pairs and candidates as text; incomplete pools are left out."""
         counts = {judgement.forward.total for judgement in self.priors.values()}
         of = f" of {max(counts)} pairs" if counts - {self.pairs} else ""
         return f"retrieval{of} among {self.pool}"
@@ -134,21 +134,21 @@ def score_priors(
     subjects: Sequence[str] | None = None,
     trained: Mapping[str, int | None] | None = None,
 ) -> PairReport:
-    """Judges the samples of priors.
+    """Scores the samples of priors.
 
     Args:
         true: targets.
         samples: name of a prior -> [pairs samples *target], or blocks of consecutive pairs, which
             need not be in memory together; one sample for a regression.
-        pool: candidates of retrieval, all different: of equal targets the first is one.
-        subjects: label of the subject of every pair; None = they are not judged by subject.
+        pool: number of candidates of retrieval; equal targets count as one.
+        subjects: label of the subject of every pair; None = no scores by subject.
         trained: as in `PairReport`.
 
     Raises:
         UserError: fewer than two pairs, or samples that do not match them.
     """
     if len(true) < 2:
-        raise UserError(f"{len(true)} held-out pairs are too few to judge; hold out at least 2.")
+        raise UserError(f"{len(true)} held-out pairs are too few to score; hold out at least 2.")
     flat = true.reshape(len(true), -1)
     names = [hashlib.sha256(row.tobytes()).hexdigest() for row in flat]
     scored = {}
@@ -160,7 +160,8 @@ def score_priors(
         distinct = embeddings.first_occurrences([names[row] for row in rows])
         most = min(pool, len(distinct))
         priors = {
-            name: _judged(each.of(rows), most, distinct=distinct) for name, each in scored.items()
+            name: _prior_scores(each.of(rows), most, distinct=distinct)
+            for name, each in scored.items()
         }
         return PairReport(len(rows), most, priors)
 
@@ -176,17 +177,17 @@ def mean_cosine(guess: Targets, true: Targets) -> Mean:
 
 
 def _split(samples: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields blocks of about `BLOCK` numbers."""
+    """Yields blocks of about `BLOCK` elements."""
     rows = max(BLOCK // max(samples[:1].size, 1), 1)
     for start in range(0, len(samples), rows):
         yield samples[start : start + rows]
 
 
 def _checked(blocks: Iterable[np.ndarray], name: str, true: Targets) -> Iterator[np.ndarray]:
-    """Yields blocks, each sample flat.
+    """Yields blocks of flattened samples.
 
     Raises:
-        UserError: they do not match the targets.
+        UserError: the samples do not match the targets.
     """
     count = 0
     for block in blocks:
@@ -204,14 +205,14 @@ def _checked(blocks: Iterable[np.ndarray], name: str, true: Targets) -> Iterator
 
 @dataclasses.dataclass(frozen=True)
 class _Scores:
-    """Figures of the samples of every pair, without the samples themselves.
+    """Statistics of the samples of every pair, without the samples themselves.
 
     Attributes:
         true: targets.
         guess: mean of the samples, of norm 1.
         first: the first sample.
         cosine: mean cosine of the samples to the target.
-        places: ranks of the target among the samples along directions; None of a single sample.
+        places: ranks of the target among the samples along directions; None for a single sample.
         num: samples per pair.
     """
 
@@ -223,7 +224,7 @@ class _Scores:
     num: int
 
     def of(self, rows: Rows) -> "_Scores":
-        """Returns those of some pairs."""
+        """Returns the statistics of some pairs."""
         return _Scores(
             true=self.true[rows],
             guess=self.guess[rows],
@@ -254,7 +255,7 @@ def _scored(true: np.ndarray, blocks: Iterable[np.ndarray]) -> _Scores:
     )
 
 
-def _judged(scores: _Scores, pool: int, *, distinct: Rows) -> PriorScores:
+def _prior_scores(scores: _Scores, pool: int, *, distinct: Rows) -> PriorScores:
     guess, target = scores.guess, unit(scores.true)
     order = np.random.default_rng(0).permutation(distinct)
     shuffled = (guess[order], target[order])

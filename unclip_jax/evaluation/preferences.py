@@ -1,7 +1,7 @@
-"""Shares of preferences between two models, by category and in all, and their report as text.
+"""Rates of preference between two models, by category and overall, and their report as text.
 
-Answers name sides; here they become models. Intervals are bootstrapped over prompts, because the
-answers of several raters to one prompt depend on each other.
+Answers name sides, which are translated to models here. Intervals are bootstrapped over prompts,
+because the answers of several raters to one prompt depend on each other.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ def outcome_of(answer: str, left: str) -> str:
 def by_people(
     comparison: Comparison, answers: Sequence[Answer], left: Sequence[str]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Computes the shares of the answers to each question; JSON-ready.
+    """Computes the rate of each answer to each question; JSON-ready.
 
     Args:
         comparison: the prompts.
@@ -69,12 +69,12 @@ def by_people(
 def by_checker(
     categories: Sequence[str], criteria_a: np.ndarray, criteria_b: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Computes the shares of prompts for which the images of one model meet more criteria.
+    """Computes the fractions of prompts for which the images of one model meet more criteria.
 
     Args:
-        categories: of the prompts.
+        categories: categories of the prompts.
         criteria_a: number of criteria that the images of A meet, for every prompt.
-        criteria_b: likewise of B.
+        criteria_b: the same for B.
     """
     difference = criteria_a - criteria_b
     counts = np.stack([difference > 0, difference == 0, difference < 0], axis=1).astype(float)
@@ -90,9 +90,9 @@ def by_clip(
     """Computes the CLIP scores of both models and their difference, with intervals.
 
     Args:
-        categories: of the prompts.
+        categories: categories of the prompts.
         scores_a: CLIP score of A for every prompt.
-        scores_b: likewise of B, by the same CLIP.
+        scores_b: the same for B, by the same CLIP.
     """
     values = {"A": scores_a, "B": scores_b, "difference": scores_a - scores_b}
     rows = []
@@ -104,10 +104,10 @@ def by_clip(
 
 
 def shares(counts: np.ndarray, outcomes: Sequence[str]) -> dict[str, Any]:
-    """Computes the share of each outcome and the difference of A and B, with 95 % intervals.
+    """Computes the rate of each outcome and the difference of A and B, with 95 % intervals.
 
     Args:
-        counts: [prompts outcomes]; prompts without any are left out.
+        counts: [prompts outcomes]; prompts without answers are left out.
         outcomes: names of the three columns, A first and B last.
 
     Returns:
@@ -126,7 +126,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def _members(categories: Sequence[str]) -> Iterator[tuple[str | None, np.ndarray]]:
-    """Yields each of several categories with the rows of its prompts, at last None with all."""
+    """Yields each category (if several) with the rows of its prompts, then None with all rows."""
     names = dict.fromkeys(categories)
     for name in names if len(names) > 1 else ():
         yield name, np.flatnonzero([category == name for category in categories])
@@ -145,7 +145,7 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"Prompts: {report['prompts']}. Images of each model: {report['images']}. Raters:"
     yield f"{len(report['raters'])}. Answers: {report['answers']}.\n"
     yield "Intervals are 95 %, bootstrapped over prompts. Where all prompts agree, they have no"
-    yield "width, and say nothing about other prompts.\n"
+    yield "width and do not apply to other prompts.\n"
     yield from (f"WARNING: {line}\n" for line in report["warnings"])
     for question, text in QUESTIONS.items():
         yield f"## People, {question}\n\n{text.format(caption='...')}\n"

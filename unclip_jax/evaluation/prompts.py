@@ -1,8 +1,8 @@
-"""Prompt files by category, as DrawBench's: samples every prompt and scores by category.
+"""Evaluates prompt files with categories, such as DrawBench: samples all, and scores by category.
 
 A file is a TSV, CSV or JSONL with a prompt and a category per row, or prompts alone, which may be
 the lines of a .txt. OUT receives a labelled grid per category and prompts.json; captions of the
-procedural worlds are judged by the exact checker as well. Chains without a CLIP have no CLIP score.
+procedural worlds are also scored by the exact checker. Chains without a CLIP have no CLIP score.
 """
 
 import csv
@@ -69,10 +69,10 @@ class PromptsConfig:
 
 
 def evaluate_prompts(config: PromptsConfig) -> dict[str, dict[str, Any]]:
-    """Samples the images that are missing, writes grids and OUT/prompts.json; returns the scores.
+    """Samples the missing images, writes grids and OUT/prompts.json; returns the scores.
 
     Raises:
-        UserError: a mistake in the models or the settings.
+        UserError: the models or the settings cannot be used.
     """
     out, batch, prompts = config.sampling.out, config.sampling.batch, config.prompts
     loaded = config.sampling.load()
@@ -139,7 +139,7 @@ def by_category(
     Args:
         prompts: in order.
         cosines: [prompts images] of an image and its prompt; None = no CLIP, and no CLIP score.
-        images: [prompts x images h w 3], likewise.
+        images: [prompts x images h w 3], in the same order.
     """
     rows = np.arange(len(images)).reshape(len(prompts), -1)
     captions = [prompt.text for prompt in prompts for _ in rows[0]]
@@ -180,7 +180,7 @@ def table(categories: dict[str, dict[str, Any]]) -> str:
 def file_names(categories: Iterable[str]) -> dict[str, str]:
     """Returns a file name for every category, without a suffix and all different.
 
-    Letters and digits of any script stay, in lower case; what is alike then is numbered.
+    Letters and digits of any script are kept, in lower case; equal names are numbered.
     """
     names: dict[str, str] = {}
     for category in categories:
@@ -217,7 +217,7 @@ def _jsonl(text: str, path: pathlib.Path) -> Iterable[tuple[int, dict[str, Any]]
         except ValueError as error:
             raise UserError(f"{path}, row {number} is not JSON ({error}); correct it.") from None
         if not isinstance(row, dict):
-            raise UserError(f"{path}, row {number} is no JSON object; write one per line.")
+            raise UserError(f"{path}, row {number} is not a JSON object; write one per line.")
         yield number, row
 
 

@@ -1,4 +1,4 @@
-"""Folders of results that belong together: every file in one was made under the same protocol."""
+"""Folders of results, all of the same protocol."""
 
 import json
 import pathlib
@@ -25,8 +25,8 @@ def claim(
         out: the folder.
         protocol: JSON-ready.
         first: True for the process that writes.
-        contents: the results, as errors call them.
-        folder: name of the folder inside `out` that holds them.
+        contents: name of the results in errors.
+        folder: name of the folder of the results in `out`.
 
     Raises:
         UserError: the folder holds results of another protocol, or a damaged one.

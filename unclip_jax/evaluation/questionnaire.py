@@ -61,8 +61,8 @@ def rater_name(name: str) -> str:
 def append_line(path: pathlib.Path, line: str) -> None:
     """Appends a line that is on the disk when the function returns.
 
-    Several threads and processes may append. A line that a kill has cut short is ended first, so
-    it spoils no other.
+    Several threads and processes may append. If the last line was cut
+    short by a kill, it is ended first, so that it does not corrupt the new line.
 
     Raises:
         OSError: the line could not be written as a whole.
@@ -92,7 +92,7 @@ def read_answers(path: pathlib.Path, comparison: Comparison) -> tuple[list[Answe
 
     Args:
         path: RATER.jsonl; it may be missing.
-        comparison: to which the answers belong.
+        comparison: the comparison that the raters answer.
 
     Returns:
         The last answer to every question, and warnings about lines that are cut short.
@@ -143,7 +143,7 @@ class Questionnaire:
     """The sessions of the raters of one comparison.
 
     Attributes:
-        rater: the only one; "" = raters give their names.
+        rater: the only rater; "" = raters enter their names.
         pictures: path of every picture by its name.
     """
 
@@ -151,12 +151,12 @@ class Questionnaire:
         """Opens a comparison.
 
         Args:
-            folder: that `compare` wrote.
-            rater: the only one; "" = raters give their names.
-            category: of the prompts to answer; None = all.
+            folder: folder that `compare` wrote.
+            rater: the only rater; "" = raters enter their names.
+            category: category of the prompts to answer; None = all.
 
         Raises:
-            UserError: no comparison, a name that cannot be used, or an unknown category.
+            UserError: no comparison, an invalid name, or an unknown category.
         """
         self._folder, self._comparison = folder, comparison_folder.read(folder)
         self.rater = rater_name(rater) if rater else ""
@@ -175,10 +175,10 @@ class Questionnaire:
     def session(self, rater: str) -> dict[str, Any]:
         """Returns the questions of a rater with the answers so far; JSON-ready.
 
-        Prompts are in a random order, which is always the same for a rater.
+        The order of prompts is random, but fixed for each rater.
 
         Raises:
-            UserError: a name that cannot be used.
+            UserError: an invalid name.
         """
         rater = self._check_rater(rater)
         stored, _ = read_answers(self._path(rater), self._comparison)
@@ -199,7 +199,7 @@ class Questionnaire:
         """Stores one answer; it is on the disk when the method returns.
 
         Args:
-            values: the texts `FIELDS`.
+            values: a text for each of `FIELDS`.
 
         Raises:
             UserError: other fields, or values that this comparison does not have.

@@ -1,7 +1,7 @@
-"""The curve of the best of n: how much a choice among candidates by CLIP improves images.
+"""Best-of-n curves: the improvement of images by CLIP's selection among n candidates.
 
-All curves come from one set of candidates per caption (`metrics.best_of`), of which each is judged
-once: by the checker of its world, and by CLIP's own score.
+All curves are computed from one set of candidates per caption (`metrics.best_of`); each candidate
+is scored once by the checker of its world and by CLIP.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from unclip_jax.metrics.intervals import bootstrap
 
 @dataclasses.dataclass(frozen=True)
 class RerankingConfig:
-    """An evaluation of the choice by CLIP.
+    """An evaluation of reranking by CLIP.
 
     Attributes:
         models: run directory.
@@ -37,8 +37,8 @@ class RerankingConfig:
         num: captions.
         candidates: images per caption.
         guidance: scale; None = as exported.
-        seed: of all random numbers.
-        batch: images at once.
+        seed: seed of all random numbers.
+        batch: images per batch.
     """
 
     models: pathlib.Path
@@ -63,7 +63,7 @@ def evaluate_reranking(config: RerankingConfig) -> dict[str, Any]:
     """Computes both curves with their intervals over captions; JSON-ready.
 
     Raises:
-        UserError: captions of no world with a checker, or models without a CLIP.
+        UserError: captions that no checker supports, or models without a CLIP.
     """
     loaded = load.load_cascade(config.models, prior_name=config.prior)
     loaded.cascade.stage("clip")
@@ -73,7 +73,7 @@ def evaluate_reranking(config: RerankingConfig) -> dict[str, Any]:
     if world is None:
         raise UserError(
             f"captions of {config.data} belong to no world with a checker (shapes, portraits), "
-            "which says what an image shows."
+            "which scores the images; give the data of one."
         )
     options = batch_sampling.sample_options(
         loaded.cascade, prior={}, decoder={"guidance_scale": config.guidance}

@@ -1,4 +1,4 @@
-"""Images of a prompt file as `evaluate prompts` left them, and the check that two sets compare."""
+"""Reads the output of `evaluate prompts`, and checks whether two outputs are comparable."""
 
 import dataclasses
 import pathlib
@@ -22,12 +22,12 @@ class SampledPrompts:
     """One output of `evaluate prompts`.
 
     Attributes:
-        folder: as given, for messages and reports.
+        folder: its path, for messages and reports.
         prompts: in order.
         images: images per prompt.
-        protocol: of the models and their settings.
+        protocol: description of the models and their settings.
         scores: CLIP score of every prompt; None for a chain without a CLIP.
-        image_set: the images, those of a prompt after each other.
+        image_set: the images, prompt by prompt.
     """
 
     folder: pathlib.Path
@@ -42,21 +42,21 @@ def open_sampled(folder: pathlib.Path) -> SampledPrompts:
     """Opens an output of `evaluate prompts`.
 
     Raises:
-        UserError: it is none, is unfinished or damaged, or is of a version without its prompts.
+        UserError: the folder is not such an output, unfinished, damaged, or of an earlier version.
     """
     result, protocol = folder / prompts.RESULT, folder / protocol_folder.PROTOCOL
     if not result.is_file():
         if protocol.is_file():
             raise UserError(f"{folder} is unfinished: it has no {result.name}; {AGAIN}.")
         raise UserError(
-            f"{folder} is no output of `evaluate prompts`; give a folder that it wrote."
+            f"{folder} is not an output of `evaluate prompts`; give a folder that it wrote."
         )
     content = json_text.parse_object(read_small(result), where=str(result), advice=f"{AGAIN}.")
     rows, images = content.get("prompts"), content.get("images")
     if not isinstance(rows, list):
         raise UserError(
-            f"{result} lists no prompts, since an earlier version wrote it; {AGAIN}, which samples "
-            "nothing anew."
+            f"{result} lists no prompts, since an earlier version wrote it; {AGAIN}; existing "
+            "images are kept."
         )
     try:
         listed = tuple(Prompt(str(row["category"]), str(row["text"])) for row in rows)
@@ -102,7 +102,7 @@ def check_comparable(a: SampledPrompts, b: SampledPrompts) -> None:
 
 
 def warnings_of(a: SampledPrompts, b: SampledPrompts) -> list[str]:
-    """Returns lines about what makes a comparison of two outputs less meaningful."""
+    """Returns warnings about a comparison of two outputs."""
     lines = []
     if a.protocol == b.protocol:
         lines.append("A and B are the same images: models, settings and seed agree.")
@@ -128,7 +128,7 @@ def clip_of(a: SampledPrompts, b: SampledPrompts) -> str | None:
 
 
 def _image_set(folder: pathlib.Path, *, count: int, part: int) -> ImageSet:
-    """Opens the parts of an output, all of which must be there."""
+    """Opens the parts of an output, which must be complete."""
     paths = [folder / sampled_set.FOLDER / f"{n:06d}.npz" for n in range(0, count, part)]
     for path in paths:
         if not path.is_file():

@@ -41,7 +41,7 @@ class SampledSetConfig:
         steps: grid of the decoder; None = as exported.
         sampler: of the decoder; None = as exported.
         seed: image i depends on (seed, i) and its caption alone.
-        batch: images at once.
+        batch: images per batch.
         part: images per file.
     """
 

@@ -23,7 +23,7 @@ class FeatureConfig:
         features: "inception:FILE" or "clip:EXPORT".
         resize: how Inception's input is resized.
         read: how sets are read.
-        batch: images at once.
+        batch: images per batch.
     """
 
     features: str
@@ -58,12 +58,12 @@ def compare_sets(
     Args:
         real: the reference: a folder of images, an .npz batch, .npz statistics, or a data set.
         fake: the set to score.
-        config: of the features.
-        options: of the scores.
+        config: settings of the features.
+        options: settings of the scores.
         out: JSON file to write; None = none.
 
     Raises:
-        UserError: a mistake in the sets or the extractor.
+        UserError: the sets or the extractor cannot be used.
     """
     extractor = config.open_extractor()
     sides = [
@@ -80,7 +80,7 @@ def write_statistics(images: str, out: pathlib.Path, *, config: FeatureConfig) -
     """Writes the statistics of a set as an .npz file; returns the number of images.
 
     Raises:
-        UserError: a mistake in the set or the extractor.
+        UserError: the set or the extractor cannot be used.
     """
     extractor = config.open_extractor()
     features = collect(images, extractor, config.read, batch=config.batch, name="features")
@@ -100,19 +100,19 @@ def collect(
 ) -> SetFeatures:
     """Returns features of the images at `path` or, if allowed, the statistics stored there.
 
-    A reference batch that holds both is used for its statistics in Fréchet distances and for its
-    images in all other scores, as by guided-diffusion's evaluator; blurred, for its images alone.
+    Of a reference batch with both, Fréchet distances use the statistics and all other scores the
+    images, as in guided-diffusion's evaluator; blurred sets use the images only.
 
     Args:
         path: see `compare_sets`.
-        extractor: of the features.
+        extractor: the feature extractor.
         options: how the set is read.
-        batch: images at once.
+        batch: images per batch.
         name: label of the progress bar.
-        statistics: True if stored statistics may stand for the images.
+        statistics: True if stored statistics may replace the images.
 
     Raises:
-        UserError: neither is there.
+        UserError: there are neither images nor statistics that may be used.
     """
     stored = npz.array_names(pathlib.Path(path)) if statistics and path.endswith(".npz") else set()
     if "mu" in stored and npz.IMAGES not in stored:

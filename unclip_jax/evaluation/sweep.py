@@ -44,7 +44,7 @@ class SweepConfig:
         out: folder to write.
         guidance: scales of the decoder; 1 = off.
         steps: grids of the decoder; None = as exported.
-        samplers: of the decoder; None = as exported.
+        samplers: samplers of the decoder; None = as exported.
         features: "inception:FILE" or "clip:EXPORT"; None = the CLIP of the models.
         resize: how Inception's input is resized.
         prior: name of the prior.
@@ -53,9 +53,9 @@ class SweepConfig:
         keys: names of image and caption in a data set of another format.
         num: captions.
         images: images per caption.
-        reference: real images; None = all of the split.
+        reference: number of real images; None = all of the split.
         seed: image i depends on (seed, i) and its caption alone.
-        batch: images at once.
+        batch: images per batch.
         keep_images: True to write the images of every point as an .npz batch.
     """
 
@@ -116,7 +116,7 @@ class SharedInputs:
         z_img: [b z] of every image.
         z_txt: [b z] of every caption.
         real: features of the reference.
-        extractor: of the features.
+        extractor: the feature extractor.
         clip: the cascade's own CLIP, for CLIP score and diversity.
         checked_captions: for the exact checker; () outside the procedural worlds.
     """
@@ -131,10 +131,10 @@ class SharedInputs:
 
 
 def run_sweep(config: SweepConfig) -> dict[str, Any]:
-    """Samples and scores the points that are missing, writes tables and plots; returns the sweep.
+    """Samples and scores the missing points, writes tables and plots; returns the sweep.
 
     Raises:
-        UserError: a mistake in models or data, or a folder of another protocol.
+        UserError: the models or data cannot be used, or the folder has another protocol.
     """
     points = config.points
     loaded = load.load_cascade(config.models, prior_name=config.prior)
@@ -180,7 +180,7 @@ def prepare(config: SweepConfig, loaded: LoadedCascade) -> SharedInputs:
     size = loaded.cascade.image_size
     examples = config.open_images(size=size)
     if examples.captions is None:
-        raise UserError(f"{config.data} has no captions; give a set that `prepare` made.")
+        raise UserError(f"{config.data} has no captions; give a set that `prepare` wrote.")
     for name in ("num", "reference"):
         if (getattr(config, name) or 0) > examples.count:
             raise UserError(
@@ -237,7 +237,7 @@ def score(images: np.ndarray, inputs: SharedInputs, config: SweepConfig) -> dict
 
 
 def protocol_of(config: SweepConfig, loaded: LoadedCascade, inputs: SharedInputs) -> dict[str, Any]:
-    """Returns what must be equal for points to lie on one curve; JSON-ready."""
+    """Returns the settings that must be equal for all points of a sweep; JSON-ready."""
     params, cascade = loaded.params, loaded.cascade
     named = config.condition == "prior" and cascade.has("prior")
     prior = cascade.stage("prior").name if named else None

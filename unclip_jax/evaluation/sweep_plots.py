@@ -36,7 +36,7 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
     """Reads the result of a sweep.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: there is no sweep, or it is damaged.
     """
     try:
         return json.loads((folder / "sweep.json").read_text())
@@ -50,7 +50,7 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def check_comparable(sweeps: NamedSweeps) -> None:
-    """Checks that all sweeps share what their scores depend on.
+    """Checks that all sweeps have the same protocol.
 
     Raises:
         UserError: naming the part of the protocol that differs.
@@ -67,7 +67,7 @@ def check_comparable(sweeps: NamedSweeps) -> None:
 
 
 def distance_of(sweep: dict[str, Any]) -> str:
-    """Returns the name of the distance that a sweep has."""
+    """Returns the name of the distance in a sweep."""
     return next(n for n in DISTANCES if all(n in p["scores"] for p in sweep["points"]))
 
 
@@ -99,7 +99,7 @@ def plot(sweeps: NamedSweeps, out: pathlib.Path) -> None:
 
 
 def lines(sweep: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Groups points by what is constant along a curve, in order of guidance."""
+    """Groups points into curves: equal sampler and steps, in order of guidance."""
     curves: dict[str, list[dict[str, Any]]] = {}
     for entry in sorted(sweep["points"], key=lambda entry: entry["point"]["guidance"]):
         point = entry["point"]

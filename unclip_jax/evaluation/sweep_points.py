@@ -1,4 +1,4 @@
-"""The points of a sweep, one JSON file each, and the tables made of them."""
+"""The points of a sweep, one JSON file each, and their tables."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ from unclip_jax.evaluation import protocol_folder, sweep_plots
 
 
 class SweepPoint(NamedTuple):
-    """Sampling settings of the decoder; None = as it was exported."""
+    """Sampling settings of the decoder; None = as exported."""
 
     guidance: float
     steps: str | None
@@ -36,7 +36,7 @@ def read(out: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def summarise(out: pathlib.Path) -> dict[str, Any]:
-    """Writes sweep.json, sweep.csv and sweep.png from the points of a folder; returns the first."""
+    """Writes sweep.json, sweep.csv and sweep.png from the points of a folder; returns the sweep."""
     entries = read(out)
     warnings = sorted({line for entry in entries for line in entry["warnings"]})
     protocol = json.loads((out / protocol_folder.PROTOCOL).read_text())
