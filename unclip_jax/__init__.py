@@ -7,7 +7,7 @@
     samples = prior.sample(new_x, num=8)
 
 Start with WORKSPACE.md. Importing the package imports nothing else; classes and functions are
-loaded when they are used.
+loaded on first use.
 """
 
 import importlib

@@ -16,7 +16,7 @@ COMMANDS = {
     "train": "train one stage",
     "embed": "embed a data set with a trained CLIP",
     "sample": "generate images for captions, or edit images",
-    "tour": "show in a few images what trained models can do",
+    "tour": "show the abilities of trained models in a few images",
     "evaluate": "score a cascade, or compare sets of images",
     "demo": "serve a page and an HTTP API",
     "convert": "convert public weights to exports, and back",
@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> None:
     """Runs one command, or prints the list of all.
 
     Raises:
-        UserError: no such command, or a mistake in its arguments.
+        UserError: no such command, or arguments that are not valid.
     """
     name, *arguments = argv or ["--help"]
     if name in ("-h", "--help", "help"):
@@ -84,7 +84,7 @@ def completion(arguments: Sequence[str]) -> str:
     """Returns the script that completes command lines in a shell.
 
     Raises:
-        UserError: no shell, or an unknown one.
+        UserError: no shell is named, or an unknown one.
     """
     from unclip_jax.cli import shell_completion
 

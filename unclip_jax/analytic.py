@@ -3,7 +3,7 @@
     python -m unclip_jax.analytic --config=prior:shapes --workdir=runs/shapes/prior
 
 Streams over training data, without guidance, and writes WORKDIR/export/variance.json, which
-sampling.variance "table" uses. Training does this by itself when its config samples that way.
+sampling.variance "table" uses. With that setting, training does this itself.
 """
 
 import pathlib

@@ -2,8 +2,8 @@
 
     python -m unclip_jax.bundle --models=runs/shapes --out=shapes.unclip --batch-sizes=1,4
 
-The file holds StableHLO per batch size, the weights and the tokenizer;
-`unclip_jax.inference.exported_sampler` runs it with JAX and NumPy. docs/page.md has more.
+The file contains StableHLO per batch size, the weights and the tokenizer;
+`unclip_jax.inference.exported_sampler` runs it with JAX and NumPy. See docs/page.md.
 """
 
 import argparse
@@ -67,10 +67,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def request_of(args: argparse.Namespace) -> TextRequest:
-    """The request whose settings the file fixes.
+    """Returns the request with the settings of the file.
 
     Raises:
-        UserError: a value that cannot be used.
+        UserError: a value that is not valid.
     """
     values = {"captions": ("",), **request_flags.values(args, TextRequest)}
     return request_fields.build(TextRequest, values, name="bundle")
@@ -80,7 +80,7 @@ def batch_sizes(text: str) -> list[int]:
     """Reads "1,4".
 
     Raises:
-        UserError: it is no list of whole numbers.
+        UserError: the text is not a list of whole numbers.
     """
     try:
         return [int(part) for part in text.split(",")]

@@ -33,7 +33,7 @@ def parser() -> Parser:
     parser.add_argument("--port", type=int, default=7860, help="port to listen on")
     parser.add_argument(
         "--token",
-        help=f"secret that callers must send; also read from the variable {TOKEN}",
+        help=f"secret that clients must send; also read from the variable {TOKEN}",
     )
     parser.add_argument(
         "--root-path", default="", help="path below which a proxy serves the page, such as /unclip"
@@ -73,7 +73,7 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Takes the address, loads the models and serves until ctrl-C."""
+    """Binds the address, loads the models and serves until ctrl-C."""
     args = parser().parse_args(argv)
     check(args)
     from unclip_jax.serving import api, server
@@ -87,13 +87,15 @@ def main(argv: Sequence[str]) -> None:
         lines.append("(API below /api)\n")
         sys.stdout.write(" ".join(lines))
         if not access.token and not server.is_local(args.host):
-            sys.stdout.write("anyone who reaches this port can use it; --token asks for one.\n")
+            sys.stdout.write(
+                "anyone who reaches this port can use it; --token=SECRET requires a token.\n"
+            )
         sys.stdout.flush()
         server.serve(api.app(service, access), listener)
 
 
 def check(args: argparse.Namespace) -> None:
-    """Rejects what cannot be served, before anything is loaded.
+    """Checks the arguments before anything is loaded.
 
     Raises:
         UserError: naming the argument, or the extra that is not installed.
@@ -115,7 +117,7 @@ def access_of(args: argparse.Namespace) -> Any:
     """Returns the `Access` that the arguments describe.
 
     Raises:
-        UserError: a token or a path that HTTP could not carry.
+        UserError: a token or a path that cannot be part of an HTTP request.
     """
     from unclip_jax.serving import server
     from unclip_jax.serving.access import LOCAL_HOSTS, Access

@@ -8,12 +8,12 @@ r"""Embeds a data set with a frozen CLIP or text encoder, or arrays with a prior
     python -m unclip_jax.embed codes --dvae=runs/shapes/dvae/export --data=DATA --out=DIR
 
 Writes OUT/SPLIT/{img_emb,text_emb,metadata} in the layout of clip-retrieval and img2dataset, with
-their statistics. An interrupted run continues when the same command runs again. Of several
-processes, and of jobs with --shard=I/N, each embeds and writes whole shards; the last one adds the
-statistics. Rows are the same bits whatever their number.
+their statistics. An interrupted run continues when the same command runs again. Several processes,
+and jobs with --shard=I/N, each embed and write whole shards; the last one adds the statistics. Rows
+are bitwise equal for any number of processes.
 
 The second form samples targets for new conditions; `inference/embedding_files.py` has the formats.
-`join` brings embeddings of clip-retrieval or LAION into the order of a data set by key. `text`
+`join` reorders embeddings of clip-retrieval or LAION to match a data set by key. `text`
 writes the features of all captions, for `config.data.text_features`, and `codes` the codes of all
 images, for `config.data.codes`.
 """
@@ -47,7 +47,7 @@ def parser() -> Parser:
     parser.add_argument(
         "--raw",
         action="store_true",
-        help="store embeddings as CLIP computes them, not with norm 1 (Karlo)",
+        help="store embeddings as CLIP computes them, not normalised (Karlo)",
     )
     parser.add_argument(
         "--all-captions",
@@ -111,7 +111,11 @@ def prior_parser() -> Parser:
     add("--steps", help="sampling steps, such as 25; default: as exported")
     add("--sampler", help="sampler of the diffusion prior; default: as exported")
     add("--temperature", type=float, help="autoregressive prior: temperature; default: as exported")
-    add("--top-p", type=float, help="autoregressive prior: nucleus; default: as exported")
+    add(
+        "--top-p",
+        type=float,
+        help="autoregressive prior: top-p (nucleus) sampling; default: as exported",
+    )
     add("--seed", type=int, default=0, help="random seed")
     add("--batch", type=int, default=256, help="samples per batch")
     return parser
@@ -150,7 +154,9 @@ def run_prior(args: argparse.Namespace) -> None:
 
 def text_parser() -> Parser:
     """Returns the parser of `text`."""
-    parser = Parser("embed text", description="Write the features of captions of a text encoder.")
+    parser = Parser(
+        "embed text", description="Write the features of a text encoder for all captions."
+    )
     add = parser.add_argument
     add("--encoder", type=location, required=True, help="export of a text_encoder, or its URL")
     data_flags.add(parser)
@@ -189,7 +195,9 @@ def run_text(args: argparse.Namespace) -> None:
 
 def join_parser() -> Parser:
     """Returns the parser of `join`."""
-    parser = Parser("embed join", description="Order the embeddings of another tool by key.")
+    parser = Parser(
+        "embed join", description="Reorder embeddings of another tool to match a data set."
+    )
     add = parser.add_argument
     add("embeddings", type=pathlib.Path, help="folder in the layout of clip-retrieval")
     add("--clip", type=location, required=True, help="export of the CLIP that computed them")
@@ -197,7 +205,7 @@ def join_parser() -> Parser:
     add("--out", type=location, required=True, help="folder or URL to write")
     add("--splits", nargs="*", help="names of splits; default: all")
     add("--key-parts", type=int, default=1, help="last parts of a key, between slashes, to compare")
-    add("--raw", action="store_true", help="embeddings are as CLIP computes them, not of norm 1")
+    add("--raw", action="store_true", help="embeddings are as CLIP computes them, not normalised")
     add("--workers", type=int, default=8, help="threads that read records")
     flags.add_skip_digests(parser)
     return parser
@@ -228,7 +236,7 @@ def run_join(args: argparse.Namespace) -> None:
 
 def codes_parser() -> Parser:
     """Returns the parser of `codes`."""
-    parser = Parser("embed codes", description="Write the codes of images of a discrete VAE.")
+    parser = Parser("embed codes", description="Write the codes of a discrete VAE for all images.")
     add = parser.add_argument
     add("--dvae", type=pathlib.Path, required=True, help="export of a dvae")
     data_flags.add(parser)

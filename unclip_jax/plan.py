@@ -1,12 +1,12 @@
-r"""Compiles a stage for devices that need not be present, and estimates what it needs and costs.
+r"""Compiles a stage for devices that need not be present, and estimates its memory and time.
 
     python -m unclip_jax.plan --config=decoder --topology=v5p:4x4x8 --mesh=data=8,fsdp=16
 
 Compiles the real train step (--what=train) or sampling function (--what=sample) ahead of time; for
-TPU slices that needs libtpu (`pip install 'unclip_jax[tpu]'`) and no TPU. Prints and saves memory
-per chip, FLOPs, traffic, a roofline and the estimate for a whole run. Nothing is run: every time is
-an estimate from the compiler's program and published peaks. --search tries meshes, microbatches and
-remat policies, and compiles the most promising ones.
+TPU slices this requires libtpu (`pip install 'unclip_jax[tpu]'`) but no TPU. Prints and saves
+memory per chip, FLOPs, traffic, a roofline and the estimate for a whole run. Nothing is run: every
+time is an estimate from the compiler's program and published peaks. --search tries meshes,
+microbatches and remat policies, and compiles the most promising ones.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from unclip_jax.core.files import check_output
 def parser() -> ExperimentParser:
     """Returns the parser of the command line."""
     parser = ExperimentParser(
-        "plan", description="Estimate what a stage needs and costs on given devices; runs nothing."
+        "plan", description="Estimate memory and time of a stage on chosen devices; runs nothing."
     )
     add = parser.add_argument
     add("--topology", default="", help="TPU slice such as v5p:4x4x8; default: the local devices")
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Rejects arguments without a meaning.
+    """Rejects arguments that are not valid together.
 
     Raises:
         UserError: naming the argument.
@@ -78,7 +78,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.search is not None:
         positive("--search", args.search)
         if args.what == "sample":
-            raise UserError("--search is about training; leave out --what=sample.")
+            raise UserError("--search is for training; leave out --what=sample.")
 
 
 if __name__ == "__main__":

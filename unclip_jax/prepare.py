@@ -7,10 +7,10 @@
 
 An input is a folder of images with captions beside them or in tables, a WebDataset tar, Parquet
 with images, a table of captions, an image, a quoted glob or {range} of these, or a data set such as
-tfds:NAME (docs/data.md); SPLIT= before it says which split it belongs to. `shapes` and `portraits`
+tfds:NAME (docs/data.md); SPLIT= before an input names its split. `shapes` and `portraits`
 are procedural worlds. An interrupted run continues when the same command runs again. Without an
-input, the data set in DIR gets the tokenizer that it lacks. --shard=I/N writes a part of the shards
-for jobs that run side by side; `prepare merge --out=DIR` makes a data set of them (docs/data.md).
+input, a missing tokenizer is added to the data set in DIR. --shard=I/N writes a part of the shards,
+for parallel jobs; `prepare merge --out=DIR` merges the parts to a data set (docs/data.md).
 """
 
 import pathlib
@@ -68,10 +68,14 @@ def parser() -> Parser:
         help="skip images with a greater ratio of sides",
     )
     add("--max-pixels", type=int, default=ImageLimits.max_pixels, help="skip images of more pixels")
-    add("--max-bad", type=float, default=0.05, help="stop if a larger share is unusable")
+    add("--max-bad", type=float, default=0.05, help="stop if a larger fraction is unusable")
     add("--dedup", default="none", choices=duplicates.KINDS, help="duplicate images to skip")
-    add("--index", action="store_true", help="of tars, store the places of images, not copies")
-    add("--engine", default="local", help="runs the shards: local, ray, ray:ADDRESS or beam")
+    add("--index", action="store_true", help="index the images in tars instead of copying them")
+    add(
+        "--engine",
+        default="local",
+        help="engine that runs the shards: local, ray, ray:ADDRESS or beam",
+    )
     add("--beam-option", action="append", default=[], metavar="OPTION", help="option for Beam")
     add("--shard", default="", metavar="I/N", help="write only every N-th shard, from number I")
     add("--shard-mb", type=float, default=512.0, help="approximate MB of tars or Parquet per shard")
@@ -102,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
     if not args.inputs:
         dataset_manifest.read(args.out)  # before the folder is created for its lock
     elif merging and isinstance(args.out, pathlib.Path) and not args.out.is_dir():
-        raise UserError(f"--out={args.out} is no folder; give the one that the parts wrote to.")
+        raise UserError(f"--out={args.out} is not a folder; give the one that the parts wrote to.")
     Folder(args.out).check()
     if merging:
         pipeline.merge(args.out, config=config, engine=engine, tokenizer=tokenizer)

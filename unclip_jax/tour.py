@@ -1,10 +1,10 @@
-"""Shows in a few images what trained models can do, with the commands that generate them.
+"""Shows the abilities of trained models in a few images, with the commands that generate them.
 
     python -m unclip_jax.tour --out=tour
 
 Generates images for captions, a text diff, an interpolation and an inpainting, one after the other
-in one process, and prints each command before it runs. The images to edit are rendered by the
-world that the models were trained on, and lie in OUT/inputs.
+in one process, and prints each command before it runs. The images to edit are rendered in the
+world that the models were trained on, and written to OUT/inputs.
 """
 
 import argparse
@@ -27,12 +27,12 @@ class TourCaptions(NamedTuple):
     """The captions of a tour.
 
     Attributes:
-        captions: of the first command.
+        captions: captions of the first command.
         one: caption of the image that is edited.
         other: caption of the other end of the interpolation.
-        target: caption of what the text diff turns the first image to.
+        target: target caption of the text diff of the first image.
         filled: caption of the image after inpainting.
-        masked: left, top, right and bottom of what is filled, in shares of the side.
+        masked: left, top, right and bottom of the filled part, as fractions of the side.
     """
 
     captions: tuple[str, ...]
@@ -86,7 +86,7 @@ WORLDS = {
 
 def parser() -> Parser:
     """Returns the parser of the command line."""
-    parser = Parser("tour", description="Show in a few images what trained models can do.")
+    parser = Parser("tour", description="Show the abilities of trained models in a few images.")
     flags.add_models(parser)
     add = parser.add_argument
     add("--out", type=pathlib.Path, default=pathlib.Path("tour"), help="folder to write")
@@ -153,7 +153,7 @@ def write_inputs(folder: pathlib.Path, name: str, *, size: int) -> dict[str, pat
 
 
 def _render(name: str, captions: Sequence[str], size: int) -> Any:
-    """Returns renderings of captions as uint8 [b size size 3]; what they leave out is plain."""
+    """Renders captions as uint8 [b size size 3]; attributes that they omit have defaults."""
     if name == "shapes":
         return _render_shapes(captions, size)
     from unclip_jax.portraits import grammar, render
@@ -182,7 +182,7 @@ def _world_of(engine: Any) -> str:
     """Returns the world of the models, by the size of their experiment.
 
     Raises:
-        UserError: they were trained on something else.
+        UserError: the models were trained on other data.
     """
     size = next(iter(engine.loaded.manifests.values())).size
     world = {"karlo": "shapes", "tiny": "shapes"}.get(size, size)

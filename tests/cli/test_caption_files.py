@@ -89,7 +89,9 @@ def test_a_caption_that_is_the_name_of_a_file(tmp_path, argument: str, monkeypat
 
 
 def test_captions_are_given_once():
-    with pytest.raises(UserError, match="on the command line and by --captions; give one of both"):
+    with pytest.raises(
+        UserError, match="on the command line and by --captions; use only one of them"
+    ):
         captions("a fox", "--captions=-")
     with pytest.raises(UserError, match="no caption is given; write one, or --captions=FILE"):
         captions()

@@ -55,7 +55,10 @@ def test_a_classifier_guides_to_the_class_that_the_caption_names_first(run_dir, 
     [
         (["--clip-scale=2"], "clip_scale is 2, but no noise-aware CLIP is loaded; give its export"),
         (["--guide={run}/clip/export", "--clip-scale=2"], "was trained on clean images"),
-        (["--guide={run}/guide/export"], "acts by --clip-scale or --classifier-scale, which"),
+        (
+            ["--guide={run}/guide/export"],
+            "has no effect while --clip-scale and --classifier-scale are 0",
+        ),
         (
             ["--guide={run}/guide/export", "--clip-scale=2", "--best-of=2"],
             "clip_scale excludes negative, guidance_schedule, previews and best_of",

@@ -90,7 +90,7 @@ def test_without_libtpu_the_device_at_hand_is_planned_for(monkeypatch, capsys):
         (["--config.train.batch_size=30"], "config.train.batch_size is 30; it must be a multiple"),
         (["--effort=heroic"], "--effort 'heroic'"),
         (["--search=0"], "--search is 0; it must be greater than 0"),
-        (["--search", "--what=sample"], "--search is about training"),
+        (["--search", "--what=sample"], "--search is for training"),
         (["--what=sample", "--batch=3"], "--batch is 3, which 8 does not divide"),
         (["--depth=3"], "unknown argument '--depth=3'; overrides begin with --config."),
     ],

@@ -107,7 +107,7 @@ def test_a_merge_names_the_missing_shards(tars: pathlib.Path, tmp_path: pathlib.
 def test_nothing_to_merge(whole: pathlib.Path, tmp_path: pathlib.Path):
     with pytest.raises(UserError, match="holds no shards to merge; run `prepare"):
         run("merge", f"--out={whole}")
-    with pytest.raises(UserError, match="is no folder; give the one that the parts wrote to"):
+    with pytest.raises(UserError, match="is not a folder; give the one that the parts wrote to"):
         run("merge", f"--out={tmp_path}/nowhere")
 
 

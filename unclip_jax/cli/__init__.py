@@ -1,8 +1,8 @@
-"""cli: from command lines to requests, and from results to files.
+"""cli: parses command lines to requests, and writes results to files.
 
-Holds the argument parser (parser.py), flags that several commands share, the flags of requests,
-which are derived from their fields (request_flags.py, request_command.py), and the exit of a
-command (entry.py). Sampling itself is in `engine`, which knows no flags. Start at
+Contains the argument parser (parser.py), flags that several commands share, the flags of requests,
+which are derived from their fields (request_flags.py, request_command.py), and exit statuses
+(entry.py). Sampling itself is in `engine`, which has no flags. Start at
 request_command.py.
 """
 

@@ -12,21 +12,21 @@ _MARKS = (b"\xff\xfe", b"\xfe\xff")  # of UTF-16
 
 
 def resolve(captions: Sequence[str], file: str | None) -> list[str]:
-    """Returns the captions that a command line asks for: those on it, or the lines of a file.
+    """Returns the captions of a command line: its arguments, or the lines of a file.
 
     Args:
-        captions: on the command line; "-" alone = the lines of standard input.
+        captions: arguments of the command line; "-" alone = the lines of standard input.
         file: name of a file with a caption per line, "-" for standard input; None = none.
 
     Raises:
-        UserError: both or neither are given, a caption is the name of a file, or the file cannot be
-            read or holds no caption.
+        UserError: both or neither are set, a caption is the name of a file, or the file cannot be
+            read or has no caption.
     """
     if file is None and list(captions) == [STDIN]:
         file = STDIN
     elif file is not None and captions:
         raise UserError(
-            "captions are given on the command line and by --captions; give one of both."
+            "captions are given on the command line and by --captions; use only one of them."
         )
     if file is not None:
         return read(file)
@@ -40,10 +40,10 @@ def resolve(captions: Sequence[str], file: str | None) -> list[str]:
 def read(file: str) -> list[str]:
     """Reads the captions of a file, one per line; empty lines are left out.
 
-    Line ends of every system, a byte order mark and UTF-16 with one are understood.
+    Accepts line ends of every system, a byte order mark, and UTF-16 with one.
 
     Raises:
-        UserError: it cannot be read, is no text or holds no caption.
+        UserError: the file cannot be read, is not text or has no caption.
     """
     name = "standard input" if file == STDIN else file
     try:

@@ -1,4 +1,4 @@
-"""Compiled programs kept between runs, so that the second one starts in seconds."""
+"""Stores compiled programs, so that later runs start in seconds."""
 
 import os
 import pathlib
@@ -10,15 +10,15 @@ BESIDE = "compilation_cache"  # name of the folder beside a workdir
 
 
 def use(folder: str | None = None, *, workdir: Location | None = None) -> str:
-    """Keeps compiled programs in a folder.
+    """Stores compiled programs in a folder.
 
     Args:
-        folder: a folder, or a URL that JAX can write to, such as gs://; "" = keep none. None =
+        folder: a folder, or a URL that JAX can write to, such as gs://; "" = store none. None =
             JAX_COMPILATION_CACHE_DIR, or else beside `workdir`.
-        workdir: of a run, which another machine may continue; None = `FOLDER` in the home.
+        workdir: workdir of a run; None = `FOLDER` in the home directory.
 
     Returns:
-        The folder or URL; "" if none is kept.
+        The folder or URL; "" if none is used.
     """
     import jax
 

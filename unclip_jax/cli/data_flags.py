@@ -7,7 +7,7 @@ from unclip_jax.data.dataset import FeatureKeys
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Adds --data, and the names under which a data set of another format stores its examples."""
+    """Adds --data, and the names of image and caption in a data set of another format."""
     schemes = ", ".join(f"{scheme}:..." for scheme in sources.SOURCES)
     parser.add_argument("--data", required=True, help=f"prepared data set, or {schemes}")
     add_keys(parser)

@@ -1,4 +1,4 @@
-"""Runs the main function of a command: one line for a mistake, a traceback for a bug."""
+"""Runs the main function of a command: one line for a user's error, a traceback for a bug."""
 
 import errno
 import io
@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 from unclip_jax.core.checks import UserError
 
 _BACKENDS = os.path.join("jax", "_src", "xla_bridge.py")  # where JAX starts its devices
-# Errors of the file system that a user can fix, and how.
+# Errors of the file system that a user can fix, with advice.
 _ADVICE = {
     errno.ENOSPC: "free space and run the same command again",
     errno.EDQUOT: "your quota is used up; free space and run the same command again",
-    errno.EFBIG: "the file system takes no larger file; choose another folder",
+    errno.EFBIG: "the file is too large for the file system; choose another folder",
     errno.EROFS: "choose a folder that can be written",
     errno.EACCES: "check its permissions or choose another path",
     errno.EPERM: "check its permissions or choose another path",
@@ -28,7 +28,7 @@ _ADVICE = {
 
 
 def run(main: Callable[[], Any]) -> NoReturn:
-    """Calls `main()` and exits: the last line of every entry point.
+    """Calls `main()` and exits; every entry point ends with it.
 
     The exit status is the result of `main` (None = 0), 2 after a `UserError`, an error of the file
     system that a user can fix, or a platform without devices, 130 after ctrl-C.
@@ -56,9 +56,9 @@ def run(main: Callable[[], Any]) -> NoReturn:
 
 
 def _platform_line(error: BaseException) -> str | None:
-    """Returns the message of an error that comes from JAX finding no device; None = another one.
+    """Returns the message of an error of JAX without a device; None for other errors.
 
-    It may lie under a `UserError` of what needed the device.
+    The error may be the cause of a `UserError`.
     """
     causes: list[BaseException] = []
     cause: BaseException | None = error
@@ -73,7 +73,7 @@ def _platform_line(error: BaseException) -> str | None:
 
 
 def _no_device(cause: BaseException) -> str:
-    """Returns which platform JAX was to use, what it finds instead, and what to do."""
+    """Returns a message: the platform that JAX was to use, those that it finds, and what to do."""
     platform = os.environ.get("JAX_PLATFORMS") or "its own choice"
     reason = " ".join(str(cause).split(" (set JAX_PLATFORMS")[0].split()).rstrip(".")
     return (
@@ -84,7 +84,7 @@ def _no_device(cause: BaseException) -> str:
 
 
 def _platforms() -> str:
-    """Returns the platform of the devices that JAX finds if it may choose."""
+    """Returns the platform of the devices that JAX finds by default."""
     import jax
 
     try:
@@ -108,7 +108,7 @@ def _one_line(error: Exception) -> str | None:
 
 
 def _say(line: str) -> None:
-    """Prints a line of its own to stderr, below progress bars that the error left open."""
+    """Prints a separate line to stderr, below progress bars that are still open."""
     if (tqdm := sys.modules.get("tqdm")) is not None:
         for bar in tuple(getattr(tqdm.tqdm, "_instances", ())):
             bar.close()

@@ -7,23 +7,23 @@ from unclip_jax.cli.parser import Parser
 
 
 def add_images(parser: Parser) -> Parser:
-    """Adds the set of images and the .npz that is written from it."""
+    """Adds the set of images and the .npz to write."""
     parser.add_argument("--images", required=True, help="folder of images, .npz batch or data set")
     parser.add_argument("--out", type=pathlib.Path, required=True, help=".npz to write")
     return parser
 
 
 def add_features(parser: Parser) -> Parser:
-    """Adds the extractor of features."""
+    """Adds the feature extractor."""
     parser.add_argument("--features", required=True, help="inception:FILE or clip:EXPORT")
     parser.add_argument("--resize", default="tf1", help="resize to 299 x 299 as: tf1, torch, clean")
     return parser
 
 
 def add_set(parser: Parser) -> Parser:
-    """Adds the part of a set of images that is read, and how."""
-    parser.add_argument("--size", type=int, help="resize and crop images to this side before")
-    parser.add_argument("--num", type=int, help="number of images, from the first; default: all")
+    """Adds the options of reading a set of images."""
+    parser.add_argument("--size", type=int, help="resize and crop images to this side first")
+    parser.add_argument("--num", type=int, help="number of images, from the start; default: all")
     parser.add_argument(
         "--blur", type=float, default=0.0, help="sigma in pixels of a blur; 0 = off"
     )
@@ -34,7 +34,7 @@ def add_set(parser: Parser) -> Parser:
 
 
 def add_sampling(parser: Parser) -> Parser:
-    """Adds the models and the settings of images that are sampled."""
+    """Adds the models and the settings of sampling."""
     add = parser.add_argument
     flags.add_models(parser, digests=False)
     add("--out", type=pathlib.Path, required=True, help="folder to write")
@@ -129,7 +129,7 @@ def prompts_parser() -> Parser:
 def rerank_parser() -> Parser:
     """Returns the parser of `rerank`."""
     parser = Parser(
-        "evaluate rerank", description="Score the image that CLIP selects among n, by n."
+        "evaluate rerank", description="Score the best of n images by CLIP, for every n."
     )
     add = parser.add_argument
     add("--models", type=pathlib.Path, required=True, help="run directory")
@@ -184,7 +184,7 @@ def judge_parser() -> Parser:
     parser = Parser("evaluate judge", description="Serve the page on which raters compare.")
     parser.add_argument("folder", type=pathlib.Path, help="folder that `compare` wrote")
     parser.add_argument("--rater", default="", help="name of the rater; default: the page asks")
-    parser.add_argument("--category", help="category to judge; default: all")
+    parser.add_argument("--category", help="category to answer; default: all")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 = all")
     parser.add_argument("--port", type=int, default=7861, help="port to listen on")
     return parser

@@ -31,7 +31,7 @@ class ExperimentParser(Parser):
             required=True,
             metavar="NAME:SIZE",
             help="experiment such as prior:shapes, or FILE.py:SIZE; without a size the paper's, or "
-            "the one that the file names; with --help also lists its keys"
+            "the file's default; with --help also lists its keys"
             f"{config_help}",
         )
 
@@ -39,7 +39,7 @@ class ExperimentParser(Parser):
         """Returns the arguments, and overrides of the config.
 
         Raises:
-            UserError: an argument that is neither.
+            UserError: an argument of another kind.
         """
         config = _config_of(argv)
         if config and HELP & set(argv):
@@ -49,7 +49,7 @@ class ExperimentParser(Parser):
         return self.parse_with_overrides(argv)
 
     def _keys(self, config: str, argv: Sequence[str]) -> str:
-        """Returns one line per key of the experiment, as it would be overridden."""
+        """Returns a line per key of the experiment, in the form of an override."""
         from unclip_jax.experiment import loading
 
         overrides = [argument for argument in argv if argument.startswith("--config.")]

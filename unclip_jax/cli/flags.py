@@ -18,9 +18,9 @@ def add_models(
     """Adds --models, for `run_directory`, and --skip-digests.
 
     Args:
-        parser: to add to.
-        public: True to name Karlo's folder as well.
-        digests: False if the command adds --skip-digests itself.
+        parser: the parser.
+        public: True also mentions Karlo's folder in the help.
+        digests: False leaves out --skip-digests.
     """
     where = "run directory or its URL, or Karlo's" if public else "run directory or its URL"
     parser.add_argument(
@@ -34,7 +34,7 @@ def parse_share(text: str) -> tuple[int, int]:
     """Returns (I, N) of "I/N".
 
     Raises:
-        UserError: it is of another form, or I is not below N.
+        UserError: the text has another form, or I is not below N.
     """
     first, slash, second = text.partition("/")
     if not (slash and first.isdecimal() and second.isdecimal() and int(first) < int(second)):
@@ -43,7 +43,7 @@ def parse_share(text: str) -> tuple[int, int]:
 
 
 class _Chain(argparse.Action):
-    """Sets `prior` to a chain, which names its first prior."""
+    """Sets `prior` to the name of a chain, which selects its default prior."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any
@@ -65,7 +65,7 @@ def add_prior(
 
 
 class _SkipDigests(argparse.Action):
-    """Sets the environment variable that every reader of stored digests respects."""
+    """Sets the environment variable that turns off all checks of stored digests."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object):
         os.environ[SKIP] = "1"

@@ -21,8 +21,8 @@ class Parser(argparse.ArgumentParser):
     """An `argparse.ArgumentParser` with the conventions of this project.
 
     Flags are declared with hyphens and may be typed with underscores, but not abbreviated. Help
-    states defaults. A mistake raises a `UserError` of one line, with a suggestion for a misspelt
-    flag, where argparse would print its usage and exit.
+    states defaults. Errors are raised as a one-line `UserError`, with a suggestion for a misspelt
+    flag; argparse would print its usage and exit.
     """
 
     def __init__(self, command: str, **options: Any):
@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
         """Returns the parsed arguments.
 
         Raises:
-            UserError: any mistake in them.
+            UserError: the arguments are not valid.
         """
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
@@ -73,7 +73,7 @@ class Parser(argparse.ArgumentParser):
         """Returns the parsed arguments, and overrides of the config: --config.KEY=VALUE.
 
         Raises:
-            UserError: an argument that is neither.
+            UserError: an argument of another kind.
         """
         argv = normalised(argv)
         for flag in _flags(argv):
@@ -110,12 +110,12 @@ class Parser(argparse.ArgumentParser):
         return super()._get_value(action, arg_string)  # pyright: ignore[reportAttributeAccessIssue]
 
     def error(self, message: str) -> NoReturn:
-        """Raises `message` as an error of one line."""
+        """Raises `message` as a one-line error."""
         text = message.removeprefix("argument ")
         raise UserError(f"{text}; {self._see_help()}")
 
     def flags(self) -> list[str]:
-        """Returns the flags that may be given, without those of help."""
+        """Returns all flags except those of help."""
         return [flag for flag in self._option_string_actions if flag not in ("-h", "--help")]
 
     def _suggest(self, flag: str, *, only_near: bool = False) -> str:
@@ -129,7 +129,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Keeps line breaks of descriptions and states every default that is a value."""
+    """A help formatter that keeps line breaks of descriptions and states defaults."""
 
     def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any) -> str:
         """Returns the usage with required arguments; the list of flags follows anyway."""
@@ -145,17 +145,17 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 def _is_value(default: Any) -> bool:
-    """True if a default says something that its absence would not."""
+    """Returns True if a default is worth stating."""
     return not (default is None or default is False or default in ("", argparse.SUPPRESS, [], ()))
 
 
 def is_script() -> bool:
-    """True if this process was started with the script `unclip`, not as a Python module."""
+    """Returns True if this process was started with the script `unclip`, not as a Python module."""
     return pathlib.Path(sys.argv[0]).stem == "unclip"
 
 
 def program(command: str) -> str:
-    """Returns how to start `command` in the way in which this process was started."""
+    """Returns the command line of `command`, in the form that started this process."""
     if is_script():
         return f"unclip {command}"
     module, *subcommand = command.split(" ")
@@ -165,7 +165,7 @@ def program(command: str) -> str:
 def normalised(argv: Iterable[str]) -> list[str]:
     """Returns the arguments with underscores in flags as hyphens: --max_side=9 is --max-side=9.
 
-    Values, overrides of a config (--config.train.batch_size=8) and what follows a bare -- stay.
+    Values, overrides (--config.train.batch_size=8) and arguments after a bare -- are not changed.
     """
     arguments, result = list(argv), []
     while arguments:
@@ -186,5 +186,5 @@ def _flags(argv: Sequence[str]) -> list[str]:
 
 
 def _argument(argv: Sequence[str], flag: str) -> str:
-    """Returns the argument that holds `flag`, with its value if that is part of it."""
+    """Returns the argument that contains `flag`, with its value if both are one argument."""
     return next(each for each in argv if each == flag or each.startswith(f"{flag}="))

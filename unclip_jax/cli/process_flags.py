@@ -28,7 +28,7 @@ def start(args: argparse.Namespace) -> None:
 
 
 def start_alike(args: argparse.Namespace) -> None:
-    """Connects the processes, and makes sure that all have the same arguments and software.
+    """Connects the processes, and checks that all have the same arguments and software.
 
     Raises:
         UserError: as `start`; or the processes differ.
@@ -40,5 +40,5 @@ def start_alike(args: argparse.Namespace) -> None:
 
 
 def _common(arguments: dict[str, Any]) -> dict[str, str]:
-    """Returns the arguments that every process must have been started with."""
+    """Returns the arguments that all processes must have in common."""
     return {name: str(value) for name, value in arguments.items() if name != "process_id"}

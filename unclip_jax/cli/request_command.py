@@ -1,4 +1,4 @@
-"""A request from the command line: choosing its kind, parsing its flags, running it, saving it."""
+"""Runs a request from the command line: selects its kind, parses its flags, runs it, saves it."""
 
 import argparse
 import dataclasses
@@ -23,13 +23,13 @@ NEAR, VERY_NEAR = 0.6, 0.8  # similarity of a misspelt command to the command
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Everything about a run but its request.
+    """Options of a run apart from its request.
 
     Attributes:
         models: a run directory, or Karlo's.
-        prior: which of its priors.
+        prior: prior or chain of the run to use.
         out: labelled grid to write.
-        batch: images at once.
+        batch: images per batch.
         by_stage: True to keep one stage on the device at a time.
         guide: export of a noise-aware CLIP or of a classifier.
     """
@@ -43,7 +43,7 @@ class RunOptions:
 
 
 def choose(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """Splits arguments into the command and its own; without a command they are captions.
+    """Splits arguments into the command and its arguments; without a command they are captions.
 
     Raises:
         UserError: the first argument is a misspelt command.
@@ -65,12 +65,12 @@ def choose(argv: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def parsers() -> dict[str, Parser]:
-    """The parsers of all commands but the default one."""
+    """Returns the parsers of all commands except the default one."""
     return {name: parser(name) for name in (*REQUESTS, REPEAT)}
 
 
 def parser(command: str = TextRequest.name) -> Parser:
-    """The parser of a command."""
+    """Returns the parser of a command."""
     if command == REPEAT:
         parser = Parser(f"sample {REPEAT}", description="Repeat the request of a record.")
         parser.add_argument("record", type=pathlib.Path, help="the JSON beside earlier images")
@@ -112,10 +112,10 @@ def parser(command: str = TextRequest.name) -> Parser:
 
 
 def parse(command: str, args: argparse.Namespace) -> tuple[Request, RunOptions]:
-    """The request and the setting that arguments ask for.
+    """Returns the request and the options of a run from arguments.
 
     Raises:
-        UserError: a value that cannot be used, or there are no models.
+        UserError: an argument is not valid, or there are no models.
     """
     in_range("--batch", args.batch, 1, MAX_BATCH)
     output_files.check(args.out)
@@ -137,15 +137,15 @@ def parse(command: str, args: argparse.Namespace) -> tuple[Request, RunOptions]:
 
 
 def run(request: Request, setting: RunOptions, *, engine: Any = None) -> None:
-    """Runs a request, saves its result, and says in the first process what was written.
+    """Runs a request and saves its result; the first process prints the files.
 
     Args:
         request: the request.
-        setting: everything else.
+        setting: the options of the run.
         engine: the models, if they are loaded already.
 
     Raises:
-        UserError: these models cannot do it with these inputs, or files cannot be written.
+        UserError: the models cannot run this request, or files cannot be written.
     """
     import jax
 
@@ -175,15 +175,15 @@ def _add_guide(engine: Any, export: pathlib.Path, request: Request) -> None:
     """Loads a noise-aware CLIP or a classifier beside the models of an engine.
 
     Raises:
-        UserError: it is neither, the request does not use it, or the models are a file of `bundle`.
+        UserError: the export is neither, the request does not use it, or the models are a bundle.
     """
     from unclip_jax.inference import guided_sampling
 
     if not getattr(request, "guide_scale", ("", 0))[1]:
         raise UserError(
-            f"--guide={export} acts by --clip-scale or --classifier-scale, which are 0; give the "
-            "one of its kind."
+            f"--guide={export} has no effect while --clip-scale and --classifier-scale are 0; "
+            "set the one of its kind."
         )
     if not hasattr(engine, "loaded"):
-        raise UserError(f"--guide={export} needs a run directory; a file of `bundle` is closed.")
+        raise UserError(f"--guide={export} needs a run directory, and --models is a bundle.")
     engine.loaded = engine.loaded._replace(guide=guided_sampling.load_guide(export))

@@ -1,4 +1,4 @@
-"""Flags of a request, derived from its fields, and the request that they ask for.
+"""Flags of a request, derived from its fields, and the request that they describe.
 
 Importing it imports no JAX, so that --help is quick.
 """
@@ -25,17 +25,18 @@ def add_fields(
 ) -> None:
     """Adds one argument per field of a request, or per field in `only`."""
     declared = request_fields.fields(request)
-    joint = {field.option.weights for field in declared.values()}  # given with the items they weigh
+    # part of the flag of the weighted items
+    joint = {field.option.weights for field in declared.values()}
     for field in declared.values():
         if field.name not in joint and (only is None or field.name in only):
             _add(parser, field)
 
 
 def values(args: argparse.Namespace, request: type[Request]) -> dict[str, Any]:
-    """Returns the values that were given by field; numbers are read where they can be.
+    """Returns the values of fields that were set; numbers are parsed where possible.
 
     Raises:
-        UserError: an item has more than one weight, or one that is no number.
+        UserError: an item has more than one weight, or one that is not a number.
     """
     result: dict[str, Any] = {}
     for field in request_fields.fields(request).values():
@@ -62,10 +63,10 @@ class RecordedRequest(NamedTuple):
 def from_record(path: pathlib.Path) -> RecordedRequest:
     """Reads the request of a record that an earlier result wrote.
 
-    Images that the record names are looked for beside it, then in the current directory.
+    Images of the record are searched beside it, then in the current directory.
 
     Raises:
-        UserError: it is no record, or what it names is not there.
+        UserError: the file is not a record, or its images are missing.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -75,7 +76,7 @@ def from_record(path: pathlib.Path) -> RecordedRequest:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path.") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is no record of a request ({type(error).__name__}: {error}); give the JSON "
+            f"{path} is not a record of a request ({type(error).__name__}: {error}); give the JSON "
             "that was written beside the images."
         ) from None
     values = dict(stored)
@@ -91,7 +92,7 @@ def from_record(path: pathlib.Path) -> RecordedRequest:
 
 
 def _check_inputs(request: Request, record: dict[str, Any], path: pathlib.Path) -> None:
-    """Rejects images that are not those of the record, whatever they are called.
+    """Rejects images whose content differs from those of the record.
 
     Raises:
         UserError: naming the image.
@@ -132,7 +133,7 @@ def _add(parser: Parser, field: RequestField) -> None:
 
 
 def _help(field: RequestField) -> str:
-    """The help of a field with its range and its default."""
+    """Returns the help of a field with its range and its default."""
     notes = [request_fields.range_text(field)]
     default = field.default
     if field.scalar != "boolean" and default not in (None, ()):
@@ -143,7 +144,7 @@ def _help(field: RequestField) -> str:
 
 
 def _read(field: RequestField, value: Any) -> Any:
-    """The number that a flag holds; what is no number is left for the request to reject."""
+    """Returns the number in a flag; other values are returned unchanged, to be rejected later."""
     kind = {"integer": int, "number": float}.get(field.scalar)
     if kind is None or not isinstance(value, str):
         return value
@@ -154,10 +155,10 @@ def _read(field: RequestField, value: Any) -> Any:
 
 
 def _weighted(field: RequestField, pairs: Sequence[Sequence[str]]) -> tuple[list[str], list[float]]:
-    """Items and their weights.
+    """Returns items and their weights.
 
     Raises:
-        UserError: a weight that is no number, or more than one.
+        UserError: a weight that is not a number, or more than one.
     """
     items, weights = [], []
     for item, *rest in pairs:

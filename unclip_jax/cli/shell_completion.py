@@ -1,7 +1,7 @@
 """Scripts that complete commands, flags and choices of `unclip` in bash, zsh and fish.
 
-Words are taken from the parsers when the script is printed, so completing starts no Python.
-Everything else completes to file names.
+Words are taken from the parsers when the script is printed, so completion starts no Python. All
+other arguments complete to file names.
 """
 
 import argparse
@@ -14,10 +14,10 @@ SHELLS = ("bash", "zsh", "fish")
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """A flag as a shell completes it.
+    """A flag, as completed by a shell.
 
     Attributes:
-        name: with its hyphens.
+        name: name with its hyphens.
         summary: help text in one line.
         takes_value: True if a value follows.
         choices: values to offer; () = file names.
