@@ -354,8 +354,8 @@ def test_a_record_is_repeated_with_the_images_of_its_request(tmp_path, key):
     ("content", "message"),
     [
         (None, "cannot read .*no.json: No such file"),
-        ("{", "no.json is no record of a request"),
-        ('{"command": "text"}', "no.json is no record of a request"),
+        ("{", "no.json is not a record of a request"),
+        ('{"command": "text"}', "no.json is not a record of a request"),
         ('{"command": "text", "request": {"sed": 1}}', "text has no 'sed'. Did you mean 'seed'"),
     ],
 )

@@ -89,9 +89,9 @@ def test_the_note_says_what_the_pairs_are(report):
     assert note(exact=0)[0].startswith("60 held-out pairs, retrieval among 20; 95 %")
     first, other, _ = note(exact=0, ridge=54)
     assert first.startswith("60 pairs, retrieval among 20; ")
-    assert other.startswith("warning: ridge was trained on 54 of the pairs that were given")
+    assert other.startswith("warning: ridge was trained on 54 of these pairs")
     first, other, _ = note(exact=None)
-    assert first.startswith("60 pairs, ") and other.startswith("exact: its export does not tell")
+    assert first.startswith("60 pairs, ") and other.startswith("exact: its export does not state")
 
 
 def test_small_p_values_are_not_zero(report):

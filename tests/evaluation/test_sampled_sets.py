@@ -263,7 +263,7 @@ def test_drawbench_is_read_as_published(tmp_path):
         ("x.csv", "prompt,category\n ,b\n", "row 2: prompt is ' '; give a text"),
         ("x.csv", "prompt,category\na\n", "row 2: category is None; give a text"),
         ("x.jsonl", "{", "row 1 is not JSON"),
-        ("x.jsonl", '{"prompt": "a", "category": "b"}\n[1]', "row 2 is no JSON object"),
+        ("x.jsonl", '{"prompt": "a", "category": "b"}\n[1]', "row 2 is not a JSON object"),
         ("x.jsonl", '{"prompt": 3, "category": "b"}', "row 1: prompt is 3; give a text"),
         (
             "x.jsonl",

@@ -152,7 +152,7 @@ def test_answers_that_nobody_asked_for_are_rejected(client, folder, change, mess
 def test_bodies_are_small_json_of_this_page(client, folder):
     body = answer_of(client.get("/api/session?rater=anna"))
     for data, headers, status, message in [
-        (b"x" * 5000, {}, 413, "has more than 4096 bytes; an answer is shorter"),
+        (b"x" * 5000, {}, 413, "has more than 4096 bytes; send one answer only"),
         (b"{", {}, 400, "the body is not JSON"),
         (b"[]", {}, 400, "not a JSON object"),
         (body, {"Content-Type": "text/plain"}, 415, "give JSON"),
