@@ -50,5 +50,5 @@ def test_a_prior_whose_variance_table_is_measured_later_can_be_planned_for():
 
 
 def test_a_stage_that_generates_nothing_is_rejected():
-    with pytest.raises(UserError, match="stage 'clip' generates nothing; take one of prior, "):
+    with pytest.raises(UserError, match="stage 'clip' generates nothing; use one of prior, "):
         sampling.function("clip", None, batch_size=2)

@@ -105,7 +105,7 @@ def test_the_gradient_shifts_the_mean_of_ancestral_steps_or_the_score_of_any(gui
     [
         (ClipStageConfig(CLEAN), {}, "this CLIP was trained on clean images"),
         (NOISED, {"schedule": "linear"}, "with diffusion.schedule cosine, the decoder with linear"),
-        (NOISED, {"image_size": 32}, "reads images of 16 pixels, the decoder makes 32"),
+        (NOISED, {"image_size": 32}, "reads images of 16 pixels, the decoder generates 32"),
     ],
 )
 def test_a_clip_that_does_not_fit_is_rejected(noised, cfg, changes, message):
@@ -120,7 +120,7 @@ def test_a_clip_that_does_not_fit_is_rejected(noised, cfg, changes, message):
     [
         ({"schedule": "linear"}, "the classifier was trained with diffusion.schedule cosine, the"),
         ({"num_timesteps": 10}, "with diffusion.num_timesteps 1000, the decoder with 10"),
-        ({"image_size": 32}, "the classifier reads images of 16 pixels, the decoder makes 32"),
+        ({"image_size": 32}, "the classifier reads images of 16 pixels, the decoder generates 32"),
     ],
 )
 def test_a_classifier_that_does_not_fit_is_rejected(changes, message):

@@ -157,7 +157,7 @@ def test_the_rank_of_the_true_embedding_by_brute_force():
     assert float(prior.mean_rank(jnp.zeros((9, 5)), z_img)) == 9  # knowing nothing is worst
 
 
-def test_health_of_a_prior_that_knows_the_truth(case, monkeypatch):
+def test_diagnostics_of_a_prior_that_knows_the_truth(case, monkeypatch):
     cfg, params, batch = case
     chain, x_0 = cfg.diffusion.chain(), cfg.scale * unit(batch["z_img"])
 
@@ -165,11 +165,11 @@ def test_health_of_a_prior_that_knows_the_truth(case, monkeypatch):
         return lambda x_t, t: process.from_x_0(x_0, x_t, alpha_bar=chain.level(t, ndim=2))
 
     monkeypatch.setattr(prior, "denoiser", knows)
-    health = prior.make(cfg).evaluate(params, batch, jax.random.key(0))
+    metrics = prior.make(cfg).evaluate(params, batch, jax.random.key(0))
     for name in ("cosine_image", "drawn_cosine_image", "drawn_norm", "rank_image"):
-        assert float(health[name]) == pytest.approx(1.0, abs=1e-4), name
-    assert float(health["baseline_gap"]) == pytest.approx(0.0, abs=1e-4)
-    assert float(health["cosine_text"]) == pytest.approx(float(health["cosine_data"]), abs=1e-4)
+        assert float(metrics[name]) == pytest.approx(1.0, abs=1e-4), name
+    assert float(metrics["baseline_gap"]) == pytest.approx(0.0, abs=1e-4)
+    assert float(metrics["cosine_text"]) == pytest.approx(float(metrics["cosine_data"]), abs=1e-4)
 
 
 def test_the_power_of_eps_of_a_prior_that_says_nothing_is_a_closed_form(case, monkeypatch):

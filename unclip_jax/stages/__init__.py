@@ -1,8 +1,8 @@
-"""stages: the parts of the cascade that are trained independently, as records of pure functions.
+"""stages: the parts of the cascade that are trained independently, as sets of pure functions.
 
 Each module combines one network (models) with one objective (diffusion, discrete codes, or a
 contrastive loss) and specifies its batches: clip, the priors, the decoders, upsampler. No files, no
-loops, no devices. Parts that they share are in `objectives`, `conditioning` and `fitting`. Start at
+loops, no devices. Common parts are in `objectives`, `conditioning` and `fitting`. Start at
 entry.py, then prior.py.
 """
 

@@ -39,7 +39,7 @@ class ClassifierStageConfig:
     Attributes:
         model: the network.
         classes: the words of each class, forms of one class separated by "|" ("star|stars").
-        diffusion: chain along which images are noised, that of the decoder to guide.
+        diffusion: chain along which images are noised: that of the decoder to guide.
     """
 
     model: ClassifierConfig
@@ -62,7 +62,7 @@ class ClassifierStageConfig:
         """Returns the number of the class that each caption names first.
 
         Raises:
-            UserError: a caption that names none.
+            UserError: a caption that names no class.
         """
         numbers = {form: i for i, words in enumerate(self.classes) for form in words.split("|")}
         longest = sorted(map(re.escape, numbers), key=len, reverse=True)
@@ -81,7 +81,7 @@ class ClassifierStageConfig:
 
 
 def make(cfg: ClassifierStageConfig) -> Stage:
-    """Makes the stage record of a classifier of noised images."""
+    """Builds the `Stage` of a classifier of noised images."""
     module, chain = Classifier(cfg.model), cfg.diffusion.chain()
     count = len(cfg.classes)
     spec = {
@@ -145,7 +145,7 @@ def sample_in_chain(
     keys: Keys,
     sampling: None = None,
 ) -> dict[str, Any]:
-    """Returns nothing: it guides a decoder and is a part of no chain (`entry.ChainSampler`)."""
+    """Returns nothing: a classifier guides a decoder and is in no chain (`entry.ChainSampler`)."""
     return {}
 
 

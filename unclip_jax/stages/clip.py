@@ -1,8 +1,8 @@
 """Stage `clip`: two towers and a symmetric contrastive loss (Radford et al. 2021, section 2.3).
 
 The loss is a function of the embeddings of the whole global batch. It is computed on globally
-sharded arrays, and microbatches share one loss (`training.embedding_cache`). Where replicas have
-parameters of their own (`training.sam`), each computes its share of the same loss.
+sharded arrays, and microbatches share one loss (`training.embedding_cache`). If replicas have
+different parameters (`training.sam`), each computes its part of the same loss.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class ClipStageConfig:
     Attributes:
         model: the two towers.
         diffusion: images are noised along this chain, for guidance by gradients; None = clean
-            images. A CLIP of noised images is none that a cascade's embeddings come from.
+            images. A CLIP of noised images cannot supply the embeddings of a cascade.
     """
 
     model: ClipConfig
@@ -52,7 +52,7 @@ class ClipStageConfig:
 
 
 def make(cfg: ClipStageConfig) -> Stage:
-    """Makes the stage record for contrastive training."""
+    """Builds the `Stage` of contrastive training."""
     module = Clip(cfg.model)
     spec = {}
     if "image" in cfg.model.towers:
@@ -166,7 +166,7 @@ def contrastive(z_img: Embedding, z_txt: Embedding, *, scale: Float[Array, ""]) 
 def contrastive_share(
     z_img: Embedding, z_txt: Embedding, *, scale: Float[Array, ""], axes: tuple[str, ...]
 ) -> Contrast:
-    """Computes one replica's share of `contrastive`, which is the mean over replicas.
+    """Computes one replica's part of `contrastive`, which is the mean over replicas.
 
     Args:
         z_img: this replica's L2-normalised image embeddings.

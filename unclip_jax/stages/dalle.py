@@ -54,7 +54,7 @@ class DalleStageConfig:
         self.attention_plan()  # rejects unknown patterns
 
     def check_sampling(self, sampling: CodeSamplingConfig) -> None:
-        """Rejects guidance without drops, and more of the most probable codes than there are.
+        """Rejects guidance without drops, and `top_k` above the number of codes.
 
         Raises:
             UserError: naming the setting.
@@ -77,7 +77,7 @@ class DalleStageConfig:
 
 
 def make(cfg: DalleStageConfig) -> Stage:
-    """Makes the stage record of DALL-E's transformer."""
+    """Builds the `Stage` of DALL-E's transformer."""
     module, layout = Dalle(cfg.model), cfg.attention_plan()
     text = batches.text_fields(cfg.model.context, cfg.model.vocab_size)
     spec = {**text, **code_fields(cfg.model.grid, cfg.model.code_count)}
@@ -149,14 +149,14 @@ def sample(
         token_mask: True at real tokens.
         keys: one key per row; row i depends on its key and caption alone.
         sampling: overrides `cfg.sampling`.
-        fixed: codes that are taken over, to complete an image.
+        fixed: codes of an image to complete, which are kept.
 
     Raises:
         UserError: guidance of a model that was trained without drops.
     """
     sampling = sampling or cfg.sampling
     cfg.check_sampling(sampling)
-    if not guidance.is_off(sampling.guidance_scale):  # rows twice, then without their captions
+    if not guidance.is_off(sampling.guidance_scale):  # the same rows again, without captions
         tokens = jnp.concatenate([tokens, tokens])
         token_mask = jnp.concatenate([token_mask, jnp.zeros_like(token_mask)])
     run = functools.partial(apply, Dalle(cfg.model), params, patterns=cfg.attention_plan())

@@ -41,7 +41,7 @@ class Condition(NamedTuple):
     Attributes:
         z_img: CLIP image embeddings, of any norm (raw if the decoder's `embedding` is "raw"); None
             = dropped.
-        caption: of the kind that the decoder reads, `TokenIds` or `ClipText`; None = dropped.
+        caption: `TokenIds` or `ClipText`, whichever the decoder reads; None = dropped.
     """
 
     z_img: Embedding | None
@@ -59,7 +59,7 @@ class InpaintTarget(NamedTuple):
 
 
 def make(cfg: DecoderStageConfig) -> Stage:
-    """Makes the stage record for the decoder."""
+    """Builds the `Stage` of the decoder."""
     module, chain = Decoder(cfg.model), cfg.diffusion.chain()
     spec = {
         "image": batches.image_field(cfg.model.unet.image_size),
@@ -99,7 +99,7 @@ def make(cfg: DecoderStageConfig) -> Stage:
     def preview(params: Params, batch: Batch, key: Key) -> Image:
         keys = rng.per_example(key, jnp.arange(batch["image"].shape[0]))
         sampling = cfg.sampling
-        if cfg.model.caption == "clip_sequence":  # a batch does not hold the empty caption
+        if cfg.model.caption == "clip_sequence":  # a batch does not contain the empty caption
             sampling = dataclasses.replace(sampling, guidance_scale=1.0)
         condition = Condition(batch.get(cfg.condition), _caption_of(cfg, batch))
         images = sample(cfg, params, condition, keys=keys, sampling=sampling)
@@ -146,7 +146,7 @@ def sample(
         Images of the decoder's size.
 
     Raises:
-        UserError: the condition, or the guidance, is not one of this decoder.
+        UserError: the decoder does not support the condition or the guidance.
     """
     sampling = sampling or cfg.sampling
     schedule = GuidanceSchedule(sampling.guidance_scale)
@@ -178,20 +178,20 @@ def denoiser(
     """Returns the conditional denoiser, guided along the chain; captions are encoded once.
 
     By default guidance leads away from the null, where z_img and the caption are dropped together
-    (unCLIP is silent; Karlo). A decoder that reads CLIP's features has no null caption: give
+    (as in Karlo; unCLIP does not say). A decoder of CLIP's features has no null caption: pass
     `Condition(None, features of the empty caption)` as `negative`.
 
     Args:
         cfg: the trained stage.
         params: its (EMA) parameters.
         condition: of each image.
-        negative: the condition that guidance leads away from; one row stands for all.
+        negative: the condition that guidance leads away from; one row applies to all.
         schedule: guidance scale along the chain.
-        inpaint: shown to a decoder that was trained to inpaint, in both branches of guidance;
+        inpaint: input of a decoder that was trained to inpaint, in both branches of guidance;
             ignored by others.
 
     Raises:
-        UserError: the caption is not of the kind that this decoder reads, or guidance leads away
+        UserError: the decoder does not read this kind of caption, or guidance leads away
             from a null that it was not trained with.
     """
     branches = [condition]
@@ -237,7 +237,7 @@ class _Inputs(NamedTuple):
 def _inputs(
     cfg: DecoderStageConfig, branch: Condition, *, default: Condition, size: int
 ) -> _Inputs:
-    """Returns the arguments for `size` rows; values of what is dropped come from `default`."""
+    """Returns the arguments for `size` rows; `default` supplies the values of dropped inputs."""
     z_img = default.z_img if branch.z_img is None else branch.z_img
     z_img = jnp.zeros((1, cfg.model.z_dim)) if z_img is None else z_img
     z_img = jnp.broadcast_to(_scaled(cfg, z_img), (size, z_img.shape[1]))
@@ -261,19 +261,19 @@ def _inputs(
 
 
 def _scaled(cfg: DecoderStageConfig, z_img: Embedding) -> Embedding:
-    """Returns z_img as the network sees it."""
+    """Returns z_img as the network reads it."""
     return z_img if cfg.embedding == "raw" else cfg.scale * unit(z_img)
 
 
 def _embedding(cfg: DecoderStageConfig, batch: Batch) -> Embedding:
-    """Returns the embedding of a batch as the network sees it; zeros, not read, for GLIDE."""
+    """Returns the embedding of a batch as the network reads it; unused zeros for GLIDE."""
     if not cfg.model.reads_z:
         return jnp.zeros((batch["image"].shape[0], cfg.model.z_dim))
     return _scaled(cfg, batch[cfg.condition])
 
 
 def _caption(cfg: DecoderStageConfig, batch: Batch) -> dict[str, Any]:
-    """Returns the fields of a batch that hold the caption."""
+    """Returns the caption fields of a batch."""
     names = ["tokens", "token_mask"]
     names += ["text_seq", "z_txt"] if cfg.model.caption == "clip_sequence" else []
     return {name: batch[name] for name in names}
@@ -365,7 +365,7 @@ def denoiser_in_chain(
 def _conditions_in_chain(
     cfg: DecoderStageConfig, conditions: Mapping[str, Any]
 ) -> tuple[Condition, Condition]:
-    """Returns the condition, and that which guidance leads away from."""
+    """Returns the condition, and the negative one."""
     encoded: captions.EncodedCaptions | None = conditions.get("clip_text")
     caption = conditions.get("caption") if encoded is None else encoded.text
     negative = NULL if encoded is None else Condition(None, encoded.empty)

@@ -22,9 +22,9 @@ class DecoderStageConfig:
         model: U-Net, caption transformer and the pathways of z_img.
         diffusion: chain and target; the paper predicts eps and learns the variance.
         sampling: default sampling; 250 strided steps with learned variance in the paper.
-        drop_z: share of examples whose z_img is dropped (10 %).
-        drop_text: share of examples whose caption is dropped (50 %), independent of `drop_z`.
-        z_scale: factor on the unit-norm z_img that the network sees; None = sqrt(d).
+        drop_z: fraction of examples whose z_img is dropped (10 %).
+        drop_text: fraction of examples whose caption is dropped (50 %), independent of `drop_z`.
+        z_scale: factor on the unit-norm z_img that the network reads; None = sqrt(d).
         embedding: "unit": z_img is normalised and scaled; "raw": it is neither (Karlo).
         condition: the CLIP embedding that it is trained on: "z_img", or "z_txt" for the baseline of
             unCLIP's section 5.1, sampled with `--condition=z_txt`.
@@ -78,10 +78,10 @@ class DecoderStageConfig:
         self.check_null(sampling.guidance_scale, text=self.model.caption == "own")
 
     def check_null(self, scale: Scale, *, z_img: bool = True, text: bool = True) -> None:
-        """Rejects guidance away from inputs that are dropped but were not in training.
+        """Rejects guidance away from a null of inputs that were not dropped in training.
 
         Args:
-            scale: of the guidance.
+            scale: guidance scale.
             z_img: True if z_img is dropped.
             text: True if the caption is dropped.
 

@@ -24,7 +24,7 @@ from unclip_jax.objectives import gaussian
 from unclip_jax.objectives.gaussian import Distillation, SamplingConfig
 from unclip_jax.stages.entry import StageEntry
 
-FEW = 4  # steps by default of a student that can be sampled in any number
+FEW = 4  # default steps of a student that supports any number
 COMPARED = 16  # examples of a held-out batch that student and teacher sample from the same noise
 
 
@@ -34,13 +34,13 @@ class DistillConfig:
 
     Attributes:
         method: "progressive" (Salimans & Ho 2022) or "consistency" (Song et al. 2023).
-        steps: intervals of the chain: the steps of a progressive student; of consistency the grid
-            of training (25 or more), sampled in any number of steps.
+        steps: intervals of the chain: the steps of a progressive student; for consistency the
+            training grid (25 or more), sampled in any number of steps.
         substeps: DDIM steps of the teacher in each interval.
-        guidance_scale: of the teacher, which becomes part of the student; None = that with which
-            the teacher samples by default.
+        guidance_scale: guidance of the teacher, which becomes part of the student; None = the
+            teacher's default.
         target: prediction target of the student; "" = the teacher's, but "v" instead of "eps",
-            from which x_0 cannot be told at pure noise.
+            which does not determine x_0 at pure noise.
     """
 
     method: str = "progressive"
@@ -92,7 +92,7 @@ def student_config(teacher: Any, distill: DistillConfig) -> Any:
 
 
 def make(entry: StageEntry, teacher: Any, distill: DistillConfig) -> Stage:
-    """Makes the stage record of the student of a stage with config `teacher`.
+    """Builds the `Stage` of the student of a stage with config `teacher`.
 
     Raises:
         UserError: the stage does not diffuse, or as `student_config`.
@@ -155,10 +155,10 @@ class _Pair:
         return jnp.mean(losses)
 
     def compare(self, params: Params, batch: Batch, key: Key, teacher_params: Params) -> Metrics:
-        """Returns how far samples are from the teacher's of the same noise.
+        """Returns the distance of samples from the teacher's for the same noise.
 
-        sample_error: mean square of the difference of the student's samples; plain_error: of the
-        teacher's own in as many DDIM steps as the student takes.
+        sample_error: mean squared difference of the student's samples; plain_error: that of the
+        teacher's samples in as many DDIM steps as the student takes.
         """
         shape = self._x_0(teacher_params, batch).shape
         keys = rng.per_example(rng.fold(key, "compare"), jnp.arange(shape[0]))
@@ -199,7 +199,7 @@ class _Pair:
 
 
 def _scale(teacher: Any, distill: DistillConfig) -> float:
-    """Returns the guidance that is applied to the teacher, 1 if it is part of it already."""
+    """Returns the guidance that is applied to the teacher; 1 if it was distilled with guidance."""
     before, choice = teacher.diffusion.distillation, distill.guidance_scale
     if before is not None and choice in (None, before.guidance_scale):
         return 1.0
@@ -209,7 +209,7 @@ def _scale(teacher: Any, distill: DistillConfig) -> float:
 
 
 def _check_chained(before: Distillation, distill: DistillConfig) -> None:
-    """Rejects a teacher that was distilled to other steps than it would take."""
+    """Rejects a teacher that was distilled to a different number of steps than this needs."""
     if distillation.METHODS[before.method].any_steps:
         raise UserError(
             "the teacher is a consistency model, which does not follow the path of a sampler; "
@@ -224,11 +224,11 @@ def _check_chained(before: Distillation, distill: DistillConfig) -> None:
 
 
 def _check_null(stage: Stage, teacher: Any, scale: float) -> None:
-    """Rejects guidance away from the empty caption, which training batches do not hold."""
+    """Rejects guidance away from the empty caption, which training batches do not contain."""
     text = getattr(teacher.model, "text", None)
     empty = "text_seq" in stage.batch_spec or getattr(text, "null", "") == "empty"
     if empty and not guidance.is_off(scale):
         raise UserError(
             f"the guidance of the teacher is {scale:g}, away from the empty caption, whose "
-            "features training batches do not hold; distil with config.distill.guidance_scale=1."
+            "features training batches do not contain; distil with config.distill.guidance_scale=1."
         )

@@ -2,7 +2,7 @@
 
 Three quantizers: "gumbel" (the paper's: categorical codes, relaxed while training, with a uniform
 prior), "fsq" (rounded channels: no schedule, no dead codes) and "vq" (a learned codebook). Codes
-in use are always hard ones; the relaxation exists in the loss alone.
+are hard outside training; only the loss uses the relaxation.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from unclip_jax.models.application import apply, one_example
 from unclip_jax.models.dvae import Dvae, DvaeConfig, Maps
 from unclip_jax.stages.entry import StageEntry
 
-RECONSTRUCTIONS = {"logit_laplace": 6, "l2": 3, "l1": 3}  # and the maps of the decoder
+RECONSTRUCTIONS = {"logit_laplace": 6, "l2": 3, "l1": 3}  # and the output maps of the decoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,8 @@ class GumbelConfig:
         kl_weight: final weight of the KL divergence per code; the loss is per subpixel.
         kl_steps: steps in which the weight rises from 0.
         temperature: final temperature of the relaxation.
-        temperature_start: the first one.
-        temperature_steps: steps between them.
+        temperature_start: initial temperature.
+        temperature_steps: steps between the two.
     """
 
     kl_weight: float = 6.6
@@ -59,7 +59,7 @@ class GumbelConfig:
             )
 
     def at(self, step: Int[Array, ""] | int) -> dict[str, Float[Array, ""]]:
-        """Returns weight and temperature of one step."""
+        """Returns the weight and the temperature at a step."""
         start, end = self.temperature_start, self.temperature
         tau = relaxation.annealed(step, start=start, end=end, steps=self.temperature_steps)
         weight = relaxation.annealed(step, start=0.0, end=self.kl_weight, steps=self.kl_steps)
@@ -110,9 +110,9 @@ class EncodedGrid(NamedTuple):
     """An encoded batch.
 
     Attributes:
-        values: what the decoder reads.
+        values: input of the decoder.
         codes: the hard codes.
-        penalty: what the quantizer adds to the loss of each example.
+        penalty: term of the quantizer in the loss of each example.
         kl: KL divergence per code of "gumbel"; 0 for the others.
     """
 
@@ -123,7 +123,7 @@ class EncodedGrid(NamedTuple):
 
 
 def make(cfg: DvaeStageConfig) -> Stage:
-    """Makes the stage record of a discrete VAE."""
+    """Builds the `Stage` of a discrete VAE."""
     module = Dvae(cfg.model)
     spec = {"image": batches.image_field(cfg.model.image_size)}
     relaxes = cfg.model.quantizer == "gumbel"
@@ -216,7 +216,7 @@ def _encoded(cfg: DvaeStageConfig, params: Params, batch: Batch, *, key: Key | N
 def _measured(
     cfg: DvaeStageConfig, params: Params, batch: Batch, latent: EncodedGrid
 ) -> tuple[Metrics, Image]:
-    """Returns the metrics of an encoded batch, "loss" among them, and its reconstructions."""
+    """Returns the metrics of an encoded batch, including "loss", and its reconstructions."""
     maps = apply(Dvae(cfg.model), params, latent.values, method=Dvae.decode)
     error = jnp.mean(_errors(cfg, maps, batch["image"]), axis=(1, 2, 3))
     metrics = {"loss": jnp.mean(error + latent.penalty), cfg.reconstruction: jnp.mean(error)}
@@ -237,7 +237,7 @@ def _errors(cfg: DvaeStageConfig, maps: Maps, images: Image) -> Image:
 
 
 def _images(cfg: DvaeStageConfig, maps: Maps) -> Image:
-    """Returns the images that output maps stand for; scales are ignored (appendix A.3)."""
+    """Returns the images in the output maps; scales are ignored (appendix A.3)."""
     if cfg.reconstruction != "logit_laplace":
         return jnp.clip(maps, -1.0, 1.0)
     return pixels.from_open(jax.nn.sigmoid(maps[..., :3]))
@@ -251,7 +251,7 @@ def sample_in_chain(
     keys: Keys,
     sampling: None = None,
 ) -> dict[str, Any]:
-    """Decodes codes to images; nothing is random (`entry.ChainSampler`)."""
+    """Decodes codes to images; deterministic (`entry.ChainSampler`)."""
     grid = cfg.model.grid
     return {"image": decode(cfg, params, conditions["codes"].reshape(-1, grid, grid))}
 

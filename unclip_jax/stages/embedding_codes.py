@@ -1,7 +1,7 @@
 """The method "autoregressive" of the prior between embedding spaces (unCLIP, section 2.2).
 
 Latents become codes: principal components by decreasing eigenvalue, one bucket each
-(`quantizer_fit`), which a causal transformer predicts one after another given the conditions. The
+(`quantizer_fit`), which a causal transformer predicts one after another from the conditions. The
 fitted quantizer is the parameter group "codec".
 """
 
@@ -45,7 +45,7 @@ def fit(cfg: EmbeddingPriorStageConfig, rows: Rows) -> FittedParams:
 
 
 def resolve_from_data(cfg: EmbeddingPriorStageConfig, rows: Rows) -> EmbeddingPriorStageConfig:
-    """Returns `cfg` with the number of components that explain its share of the data's variance.
+    """Returns `cfg` with the number of components for its fraction of the data's variance.
 
     Raises:
         UserError: targets that cannot be quantised.

@@ -1,11 +1,11 @@
 """Stage `embedding_prior`: from embeddings of any kind to embeddings of another.
 
 The paper's prior (unCLIP, section 2.2) with conditions and target of any dimension: several
-conditions by name, vectors or token sequences, each dropped by itself for guidance. Statistics and
-a ridge regression are fitted before training (`linear_fit`); the prior receives the ridge's
-prediction, in training without the example itself. `method` "autoregressive" samples codes instead
-(`embedding_codes`). The same stage trains the baselines: "mlp" is a regression, "ridge" the linear
-fit alone. Parameters are {"fitted": fitted once, "network": learned}.
+conditions by name, vectors or token sequences, each dropped independently for guidance. Statistics
+and a ridge regression are fitted before training (`linear_fit`); the prior reads the ridge's
+prediction, in training that of a fit without the example. `method` "autoregressive" samples codes
+instead (`embedding_codes`). The same stage trains the baselines: "mlp" is a regression, "ridge" the
+linear fit alone. Parameters are {"fitted": fitted once, "network": learned}.
 """
 
 import math
@@ -40,7 +40,7 @@ from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.pair_inputs import PairInputs
 from unclip_jax.stages.prior import mean_cosine, mean_rank
 
-ROWS = 64  # of a held-out batch for which targets are sampled
+ROWS = 64  # rows of a held-out batch for which targets are sampled
 STEPS = 8  # of these samples
 REPEATS = 4  # samples of codes per row, whose mean is the prediction
 
@@ -48,7 +48,7 @@ Latents = Float[Array, " b *s"]
 
 
 def make(cfg: EmbeddingPriorStageConfig) -> Stage:
-    """Makes the stage record for the prior between two embedding spaces."""
+    """Builds the `Stage` of the prior between two embedding spaces."""
     spec = batch_spec(cfg)
 
     def init(key: Key) -> Params:
@@ -118,8 +118,8 @@ def losses(
         cfg: the stage.
         params: its parameters.
         batch: all fields.
-        key: of noise and drops.
-        training: drop conditions, and predict linearly without the example itself.
+        key: key of noise and drops.
+        training: True drops conditions, and leaves each example out of its linear prediction.
     """
     params = {**params, "fitted": jax.lax.stop_gradient(params["fitted"])}
     x_0 = pair_inputs.to_latent(cfg, params, batch[TARGET])
@@ -166,9 +166,9 @@ def _denoising_losses(
 def _contrastive(
     cfg: EmbeddingPriorStageConfig, params: Params, batch: Batch, *, key: Key, mixup: float
 ) -> Float[Array, " b"]:
-    """Returns the contrastive loss of the encoder; a sequence as target is the mean of its tokens.
+    """Returns the contrastive loss of the encoder; a target sequence enters as its mean.
 
-    Mixed rows are encoded by the subject of the first of both.
+    Mixed rows use the subject of the first of both rows.
     """
     size, y = len(batch[TARGET]), batch[TARGET]
     inputs = pair_inputs.standardised(cfg, params, batch, size=size)
@@ -184,7 +184,7 @@ def _contrastive(
 
 
 def keep_masks(cfg: EmbeddingPriorStageConfig, key: Key, size: int) -> Bool[Array, " b c"]:
-    """Returns True where a condition is kept."""
+    """Draws which conditions are kept."""
     count = len(cfg.model.conditions)
     every = guidance.keep_mask(rng.fold(key, "drop_all"), batch_size=size, drop=cfg.drop_all)
     single = guidance.keep_mask(
@@ -206,7 +206,7 @@ def sample(
     Args:
         cfg: the trained stage.
         params: its (EMA) parameters.
-        conditions: arrays and masks by name, one row per key; one that is missing is dropped.
+        conditions: arrays and masks by name, one row per key; missing ones are dropped.
         keys: one key per row. A regression ignores them.
         sampling: overrides `cfg.sampling`.
 
@@ -239,7 +239,7 @@ def sample(
 def denoiser(
     cfg: EmbeddingPriorStageConfig, params: Params, inputs: PairInputs, *, scale: Scale
 ) -> guidance.Denoiser:
-    """Returns the conditional denoiser, or the one guided away from no condition at all."""
+    """Returns the conditional denoiser, guided away from no condition if the scale is not 1."""
 
     def predict(x_t: Array, t: Array, inputs: PairInputs):
         out = output(cfg, params, x_t, t, inputs)

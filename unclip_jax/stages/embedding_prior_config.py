@@ -33,7 +33,7 @@ class EmbeddingPriorStageConfig:
         scaling: form of the target: "unit" (norm 1, as CLIP's embeddings are compared), centred and
             divided by one deviation; "standardised" per dimension; or "raw".
         encoder: encodes the vector conditions to more tokens for the prior.
-        drop_all: share of examples that lose all conditions, for guidance.
+        drop_all: fraction of examples whose conditions are all dropped, for guidance.
         drop_each: share that lose each single one, where there are several.
         temperature: divides the logits of codes; 0 = always the most probable.
         top_p: codes outside the smallest set with this probability are never sampled; 1 = all.

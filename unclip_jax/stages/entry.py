@@ -1,16 +1,16 @@
 """The declaration of a stage: its role, its conditions, and the functions that build and sample it.
 
-A chain is a list of stages in the order of their roles, each of which reads conditions by name and
-yields others:
+A chain is a list of stages in the order of their roles. Each reads conditions by name and yields
+others:
 
     caption ─► clip ─► z_txt, clip_text ─► prior ─► z_img ─► decoder ─► image ─► upsampler ─► image
     caption ─► text_encoder ─► text_features ─► text_base ─► image ─► upsampler ─► image   (Imagen)
     caption ─────────────────────────────► dalle ─► codes ─► dvae ────► image
 
-A guide belongs to no chain: its gradient acts on a decoder.
+A guide is in no chain: its gradient acts on a decoder.
 
-Everything that must know the stages (exports, loading, sampling, planning, training) reads these
-declarations; nothing else lists them.
+Exports, loading, sampling, planning and training read these declarations; stages are listed nowhere
+else.
 """
 
 import dataclasses
@@ -25,13 +25,13 @@ from unclip_jax.core.stage import Rows, Stage
 from unclip_jax.core.types import Batch, Params
 from unclip_jax.diffusion.guidance import Denoiser
 
-# In the order of a chain. Stages of one role are alternatives, or of different chains, but for
-# encoders (of captions) and upsamplers, of which a chain may have several. Guides are in none.
+# In the order of a chain. A chain has one stage per role, except for encoders (of captions) and
+# upsamplers, of which it may have several. Guides are in no chain.
 ROLES = ("encoder", "prior", "decoder", "upsampler", "guide")
-# Condition -> the fields that the manifest of a stage that reads it must hold. "caption" is token
+# Condition -> manifest fields that a stage which reads it must have. "caption" is token
 # ids of the stage's own tokenizer and context length; "clip_text" is CLIP's features of a caption,
-# "text_features" those of a language model; "low_res" is the image of the stage before. A condition
-# without a row needs no field.
+# "text_features" those of a language model; "low_res" is the image of the stage before. Other
+# conditions need no field.
 CONDITION_FIELDS: Mapping[str, tuple[str, ...]] = {
     "caption": ("tokenizer_hash",),
     "clip_text": ("clip_id", "tokenizer_hash"),
@@ -41,7 +41,7 @@ CONDITION_FIELDS: Mapping[str, tuple[str, ...]] = {
     "low_res": ("low_res_size",),
     "codes": ("grid", "code_count"),
 }
-# Condition -> the batch fields that hold it, if not one of the same name.
+# Condition -> its batch fields, if not one of the same name.
 CONDITION_INPUTS: Mapping[str, tuple[str, ...]] = {
     "caption": ("tokens", "token_mask"),
     "clip_text": ("token_mask", "z_txt", "text_seq"),
@@ -74,18 +74,16 @@ class StageEntry:
         reads: names of the conditions that a stage with this config reads when it samples.
         yields: names of the conditions that it produces.
         sample: runs it in a chain, on the conditions by name.
-        sample_fields: batch fields that hold these conditions, for planning; None = those of
-            training.
-        load_size: side of the images that it is trained on, as they are loaded; None = that of its
-            batches.
+        sample_fields: batch fields of these conditions, for planning; None = those of training.
+        load_size: side of its training images when loaded; None = that of its batches.
         resolve: fills in the part of the config that follows from the training data.
         resolve_fields: fills in the part of the config that follows from the batch fields of the
             data, for stages that are trained on pairs of arrays of any shape; None for others.
         requires: manifest fields that later stages rely on, beyond those of its conditions.
-        identity: manifest field for the identity of its parameters, which later stages must match.
-        sidecars: condition -> file name in the export and record type, for conditions that are
-            measured after training.
-        denoiser: its denoiser for given conditions; None = it does not diffuse.
+        identity: manifest field of the identity of its parameters, which later stages must match.
+        sidecars: condition -> file name in the export and type of its content, for conditions that
+            are measured after training.
+        denoiser: builds its denoiser from conditions; None = it does not diffuse.
         latent: (config, params, batch) -> the clean samples of a training batch as they are
             diffused; None = it does not diffuse.
         chain: name of the chain that it belongs to, "" for guides; encoders and upsamplers belong

@@ -1,8 +1,8 @@
-"""Sampling of a decoder guided by gradients: of a noise-aware CLIP, a classifier or another.
+"""Samples a decoder guided by gradients, such as those of a noise-aware CLIP or a classifier.
 
 The gradient of exp(logit scale) * cosine is that of log p(c | x_t): at the optimum of the
 contrastive loss those logits are log p(x, c) / (p(x) p(c)) up to a term of the caption alone
-(GLIDE, arXiv 2112.10741, section 2.4). So scale 1 means what it means for a classifier. May be
+(GLIDE, arXiv 2112.10741, section 2.4). So scale 1 means the same as for a classifier. It can be
 combined with classifier-free guidance, whose scale is `sampling.guidance_scale`.
 """
 
@@ -39,11 +39,11 @@ FORMS = ("mean", "score")
 
 @dataclasses.dataclass(frozen=True)
 class Guide:
-    """A gradient and how it acts.
+    """A gradient, its scale and its form.
 
     Attributes:
-        gradient: of log p(y | x_t).
-        scale: one for all or one per example; 0 = off.
+        gradient: gradient of log p(y | x_t).
+        scale: one for all examples or one per example; 0 = off.
         form: "mean" (ADM's algorithm 1, ancestral sampling alone) or "score" (algorithm 2).
     """
 
@@ -66,11 +66,11 @@ def clip_gradient(
     """Returns the gradient of a noise-aware CLIP's score of captions.
 
     Args:
-        cfg: of the CLIP.
+        cfg: config of the CLIP.
         params: its parameters.
         z_txt: its embeddings of the captions, one per image.
-        diffusion: of the decoder.
-        image_size: of the decoder.
+        diffusion: diffusion of the decoder.
+        image_size: image size of the decoder.
 
     Raises:
         UserError: the CLIP was trained on clean images, along another chain, or at another size.
@@ -102,11 +102,11 @@ def class_gradient(
     """Returns the gradient of a classifier's log-probability of classes.
 
     Args:
-        cfg: of the classifier.
+        cfg: config of the classifier.
         params: its parameters.
-        labels: the number of each image's class.
-        diffusion: of the decoder.
-        image_size: of the decoder.
+        labels: class index of each image.
+        diffusion: diffusion of the decoder.
+        image_size: image size of the decoder.
 
     Raises:
         UserError: the classifier was trained along another chain, or at another size.
@@ -119,7 +119,7 @@ def class_gradient(
 def _check_fit(
     name: str, own: Mapping[str, Any], *, diffusion: DiffusionConfig, image_size: int
 ) -> None:
-    """Rejects a guide of another chain or size than the decoder's."""
+    """Rejects a guide whose chain or size differs from the decoder's."""
     for field in ("schedule", "num_timesteps"):
         mine, other = getattr(own["diffusion"], field), getattr(diffusion, field)
         if mine != other:
@@ -129,7 +129,7 @@ def _check_fit(
             )
     if own["image_size"] != image_size:
         raise UserError(
-            f"the {name} reads images of {own['image_size']} pixels, the decoder makes "
+            f"the {name} reads images of {own['image_size']} pixels, the decoder generates "
             f"{image_size}; train the former at the decoder's size."
         )
 

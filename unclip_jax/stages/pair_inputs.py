@@ -1,4 +1,4 @@
-"""Pairs as the networks read them: standardised conditions, latents, and the linear prediction."""
+"""Inputs of networks from pairs: standardised conditions, latents, and the linear prediction."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -44,11 +44,11 @@ def read(
     size: int,
     leave_out: Latents | None = None,
 ) -> PairInputs:
-    """Returns the inputs of `size` rows; a condition that is missing is dropped.
+    """Returns the inputs of `size` rows; missing conditions are dropped.
 
     Args:
         cfg: the stage.
-        params: with the fit.
+        params: parameters that include the fit.
         batch: conditions and masks by name.
         size: number of rows.
         leave_out: latents of training pairs, as in `linear_prediction`.
@@ -80,7 +80,7 @@ def vectors(cfg: EmbeddingPriorStageConfig, conditions: Mapping[str, Array]) -> 
 
 
 def with_encoded(cfg: EmbeddingPriorStageConfig, keep: Bool[Array, " b c"]) -> Array:
-    """Returns `keep` with a column for encoded conditions, dropped with any of theirs."""
+    """Returns `keep` with a column for the encoder, dropped if any of its conditions is."""
     if not cfg.encoder.width:
         return keep
     encoded = np.array([not one.sequence for one in cfg.model.conditions])
@@ -220,11 +220,11 @@ def linear_prediction(
 
     Args:
         cfg: the stage.
-        params: with the fit.
+        params: parameters that include the fit.
         inputs: standardised conditions.
         masks_of: real tokens of ragged sequences, by name.
-        leave_out: true latents of training pairs, each of which is then predicted by the regression
-            on all other pairs, so that in training too the error is that on new pairs.
+        leave_out: true latents of training pairs; each is predicted by the regression on all other
+            pairs, so that errors in training are like those on new pairs.
     """
     ridge, x = params["fitted"]["ridge"], linear_features(cfg, inputs, masks_of)
     guess = jnp.matmul(x, ridge["weights"], precision="highest") + ridge["bias"][None]
@@ -239,11 +239,11 @@ def linear_prediction(
 def predict_linearly(
     cfg: EmbeddingPriorStageConfig, params: Params, batch: Mapping[str, Any]
 ) -> Latents:
-    """Returns the ridge's prediction in the form of the training data, whatever the method.
+    """Returns the ridge's prediction in the form of the training data, for any method.
 
     Args:
         cfg: the stage.
-        params: with the fit.
+        params: parameters that include the fit.
         batch: all conditions, and their masks.
     """
     size = len(batch[cfg.model.conditions[0].name])
@@ -257,7 +257,7 @@ def masks(
 ) -> dict[str, Array]:
     """Returns the masks of ragged sequences by name, True at all tokens where there is none.
 
-    That of a condition that is missing is False.
+    Masks of missing conditions are False.
     """
     result: dict[str, Array] = {}
     for one in cfg.model.conditions:

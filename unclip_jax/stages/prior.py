@@ -32,12 +32,12 @@ from unclip_jax.objectives.gaussian import SamplingConfig
 from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.prior_config import PriorStageConfig
 
-MAX_ROWS = 1 << 18  # of the training embeddings whose mean and deviation are measured
-HEALTH_STEPS = 8  # of the samples that are evaluated while training
+MAX_ROWS = 1 << 18  # training embeddings whose mean and deviation are measured
+DIAGNOSTIC_STEPS = 8  # sampling steps of evaluations during training
 
 
 def make(cfg: PriorStageConfig) -> Stage:
-    """Makes the stage record for the diffusion prior."""
+    """Builds the `Stage` of the diffusion prior."""
     module, chain = Prior(cfg.model), cfg.diffusion.chain()
     z = Field((cfg.model.embed_dim,), "float32")
     text = batches.text_fields(cfg.model.context, cfg.model.vocab_size)
@@ -75,7 +75,7 @@ def make(cfg: PriorStageConfig) -> Stage:
         )
         out = output(params, batch, noised, None)
         value = jnp.mean(gaussian.loss(cfg.diffusion, out, noised=noised))
-        return {"loss": value, **_health(cfg, params, batch, key)}
+        return {"loss": value, **_diagnostics(cfg, params, batch, key)}
 
     return Stage(
         name="prior",
@@ -139,7 +139,7 @@ def sample(
         num_candidates: overrides `cfg.num_candidates`.
         table: this prior's variance table, for sampling with variance "table".
         text: CLIP's features of the captions, for priors that read them.
-        empty: CLIP's features of the empty caption (one row), for priors whose null it is.
+        empty: CLIP's features of the empty caption (one row), for priors with this null.
 
     Returns:
         One embedding per caption: of norm 1, or raw if the stage standardises raw ones.
@@ -242,7 +242,7 @@ def denoiser(
 
 
 def _without(cfg: PriorStageConfig, batch: Batch, empty: ClipText | None) -> Batch:
-    """Returns the unconditional half: the same batch, dropped by the network, or empty captions."""
+    """Returns the unconditional batch: with dropped captions, or with empty ones."""
     if cfg.model.null == "learned":
         return batch
     text = captions.clip_features(empty, of="the empty caption")
@@ -283,8 +283,8 @@ def _text(cfg: PriorStageConfig, batch: Batch) -> Batch:
     return {**{name: batch[name] for name in names}, "z_txt": z_txt}
 
 
-def _health(cfg: PriorStageConfig, params: Params, batch: Batch, key: Key) -> Metrics:
-    """Computes metrics of a prior's health (DALLE2-pytorch's notes), all by cosine.
+def _diagnostics(cfg: PriorStageConfig, params: Params, batch: Batch, key: Key) -> Metrics:
+    """Computes diagnostic metrics of a prior (DALLE2-pytorch's notes), all by cosine.
 
     Of the one-step prediction from pure noise, which is the mean of z_img given the caption:
         cosine_image to the true z_img, cosine_text to z_txt, cosine_unrelated to another z_img;
@@ -301,7 +301,7 @@ def _health(cfg: PriorStageConfig, params: Params, batch: Batch, key: Key) -> Me
     noised = gaussian.noise_at(chain, latent, t=t, key=rng.fold(key, "health"))
     guess = denoiser(cfg, params, batch=batch, scale=1.0)(noised.x_t, noised.t).x_0
     guess = unit(from_latent(cfg, guess))
-    few = SamplingConfig(steps=str(min(HEALTH_STEPS, chain.num_timesteps)), sampler="ddim")
+    few = SamplingConfig(steps=str(min(DIAGNOSTIC_STEPS, chain.num_timesteps)), sampler="ddim")
     keys = rng.per_example(rng.fold(key, "health"), jnp.arange(len(z_img)))
     x_0 = sample_latent(cfg, params, batch=batch, keys=keys, sampling=few)
     samples = unit(from_latent(cfg, x_0))
@@ -331,7 +331,7 @@ def mean_norm(z: Embedding) -> Float[Array, ""]:
 def mean_rank(guess: Embedding, z_img: Embedding) -> Float[Array, ""]:
     """Returns the mean rank of row i of `z_img` by dot product with row i of `guess`; 1 is best.
 
-    Ties count in full, so that a guess which cannot tell rows apart has the worst rank.
+    Ties count as worse, so that a constant guess has the worst rank.
     """
     scores = jnp.einsum("b z, m z -> b m", guess, z_img)
     return jnp.mean(jnp.sum(scores >= jnp.diagonal(scores)[:, None], axis=1).astype(jnp.float32))

@@ -1,7 +1,7 @@
 """Stage `prior_ar`: the autoregressive prior, caption -> z_img by codes (unCLIP, section 2.2).
 
 z_img becomes codes (principal components by decreasing eigenvalue, one bucket each), which a causal
-transformer predicts one after another given the caption, z_txt and the bucket of z_img . z_txt.
+transformer predicts one after another from the caption, z_txt and the bucket of z_img . z_txt.
 Trained with cross-entropy. Parameters are {"codec": fitted once, "network": learned}.
 """
 
@@ -36,7 +36,7 @@ from unclip_jax.objectives import gaussian
 from unclip_jax.stages.entry import StageEntry
 from unclip_jax.stages.prior import best_of
 
-HEALTH_ROWS = 64  # of a held-out batch for which embeddings are sampled, one pass per code
+DIAGNOSTIC_ROWS = 64  # rows of a held-out batch for which embeddings are sampled, one pass per code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +63,10 @@ class PriorArStageConfig:
     Attributes:
         model: text encoder, transformer over codes and quantizer.
         sampling: default sampling.
-        drop_text: share of examples whose caption and z_txt are both dropped (10 % in the paper).
-        num_candidates: embeddings drawn per caption; the best by z_img . z_txt is kept. 1 here: the
-            paper asks for a large dot product by its token instead.
+        drop_text: fraction of examples whose caption and z_txt are both dropped (10 % in the
+            paper).
+        num_candidates: embeddings drawn per caption; the best by z_img . z_txt is kept. 1 here:
+            the dot token already selects a large dot product.
     """
 
     model: PriorArConfig
@@ -89,7 +90,7 @@ class PriorArStageConfig:
 
 
 class EncodedEmbeddings(NamedTuple):
-    """A batch as the network sees it."""
+    """A batch as the network reads it."""
 
     codes: Codes
     dot: Int[Array, " b"]
@@ -97,7 +98,7 @@ class EncodedEmbeddings(NamedTuple):
 
 
 def make(cfg: PriorArStageConfig) -> Stage:
-    """Makes the stage record for the autoregressive prior."""
+    """Builds the `Stage` of the autoregressive prior."""
     module, codec = PriorAr(cfg.model), cfg.model.make_quantizer()
     z = Field((cfg.model.embed_dim,), "float32")
     text = batches.text_fields(cfg.model.context, cfg.model.vocab_size)
@@ -124,7 +125,7 @@ def make(cfg: PriorArStageConfig) -> Stage:
     def evaluate(params: Params, batch: Batch, key: Key) -> Metrics:
         nats = losses(params, batch, None)
         positions = categorical.by_position(nats)
-        return {"loss": jnp.mean(nats), **positions, **_health(cfg, params, batch, key)}
+        return {"loss": jnp.mean(nats), **positions, **_diagnostics(cfg, params, batch, key)}
 
     return Stage(
         name="prior_ar",
@@ -140,10 +141,10 @@ def make(cfg: PriorArStageConfig) -> Stage:
 
 
 def resolve_from_data(cfg: PriorArStageConfig, rows: Rows) -> PriorArStageConfig:
-    """Returns `cfg` with the number of components that explain its share of the data's variance.
+    """Returns `cfg` with the number of components for its fraction of the data's variance.
 
     Raises:
-        UserError: more than the model holds, or embeddings that cannot be used.
+        UserError: more components than the model has, or embeddings that cannot be used.
     """
     if cfg.model.codec.components:
         return cfg
@@ -261,14 +262,14 @@ def _text(cfg: PriorArStageConfig, batch: Batch) -> Batch:
     }
 
 
-def _health(cfg: PriorArStageConfig, params: Params, batch: Batch, key: Key) -> Metrics:
+def _diagnostics(cfg: PriorArStageConfig, params: Params, batch: Batch, key: Key) -> Metrics:
     """Computes cosines of sampled embeddings to the true ones, and the error of the codes.
 
     drawn_cosine_image to the true z_img, drawn_cosine_unrelated to another; baseline_gap: cosine
     of samples to their z_txt minus that of the data (cosine_data), above 0 because the dot token
     comes from the top half; codec_error: squared distance of z_img to its decoded codes.
     """
-    few = jax.tree.map(lambda x: x[:HEALTH_ROWS], batch)
+    few = jax.tree.map(lambda x: x[:DIAGNOSTIC_ROWS], batch)
     z_img, z_txt = unit(few["z_img"]), unit(few["z_txt"])
     keys = rng.per_example(rng.fold(key, "health"), jnp.arange(len(z_img)))
     text = {name: few[name] for name in ("tokens", "token_mask", "z_txt")}

@@ -11,7 +11,7 @@ from unclip_jax.objectives.gaussian import DiffusionConfig, SamplingConfig
 
 # 17.2 / sqrt(1024): a unit vector's RMS per dimension becomes that of pixels (unCLIP, 2.2).
 PIXEL_RMS = 0.5375
-SCALINGS = {"pixel_rms": PIXEL_RMS, "unit_rms": 1.0}  # RMS per dimension of what is diffused
+SCALINGS = {"pixel_rms": PIXEL_RMS, "unit_rms": 1.0}  # RMS per dimension of the diffused embeddings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,8 @@ class PriorStageConfig:
         model: the causal transformer.
         diffusion: chain and target; the paper predicts x_0 without a learned variance.
         sampling: default sampling; 64 fractional strides in the paper.
-        drop_text: share of examples whose caption and z_txt are both dropped (10 % in the paper).
+        drop_text: fraction of examples whose caption and z_txt are both dropped (10 % in the
+            paper).
         scaling: "pixel_rms": embeddings are diffused at the RMS of pixels, 0.5375 (the paper);
             "unit_rms": at 1, which is 5.4 dB less noisy at every t (DALLE2-pytorch).
         z_scale: factor on unit-norm embeddings; None = `scaling` times sqrt(d), in the paper 17.2
@@ -30,7 +31,7 @@ class PriorStageConfig:
         num_candidates: embeddings drawn per caption; the best by z_img . z_txt is kept (2).
         z_mean: per dimension; with `z_std` the chain diffuses (z_img - z_mean) / z_std of raw
             embeddings (Karlo) instead of scaled unit vectors, and z_txt enters raw. () = off.
-        z_std: per dimension, likewise.
+        z_std: per dimension; see `z_mean`.
         standardise: measure z_mean and z_std on the training embeddings if they are ().
     """
 

@@ -1,4 +1,4 @@
-"""The registry of stages: the only list of them.
+"""The registry: the only list of all stages.
 
 To add a stage: one file in stages/ that ends in an `ENTRY`, and one line in STAGES.
 """
@@ -41,7 +41,7 @@ def stage_entry(name: str) -> StageEntry:
     """Returns the stage called `name`.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such stage.
     """
     return STAGES[one_of("stage", name, STAGES)]
 
@@ -50,12 +50,12 @@ def generator_entry(name: str) -> StageEntry:
     """Returns the stage called `name`, which must generate samples.
 
     Raises:
-        UserError: there is none, or it encodes captions or guides others.
+        UserError: there is no such stage, or it encodes captions or guides others.
     """
     entry, silent = stage_entry(name), ("encoder", "guide")
     if entry.role in silent:
         names = ", ".join(entry.name for entry in STAGES.values() if entry.role not in silent)
-        raise UserError(f"stage {name!r} generates nothing; take one of {names}.")
+        raise UserError(f"stage {name!r} generates nothing; use one of {names}.")
     return entry
 
 
@@ -63,7 +63,7 @@ def run_folders(*roles: str) -> dict[str, StageEntry]:
     """Returns the folders of stages in a run, in the order of a chain, with their stages.
 
     Args:
-        roles: of the stages; none = all.
+        roles: roles of the stages; none = all.
     """
     entries = sorted(STAGES.values(), key=lambda entry: ROLES.index(entry.role))
     return {
@@ -94,9 +94,9 @@ def chain_folders(chain: str = "unclip", *roles: str) -> dict[str, StageEntry]:
 
 
 def default_chain(chain: str = "unclip") -> dict[str, StageEntry]:
-    """Returns the folders of a chain that is trained whole: all of the first stage of each role.
+    """Returns the folders of a complete chain to train: those of the first stage of each role.
 
-    Stages of the chain's own come before those that belong to all.
+    Stages of this chain take precedence over those that all chains may use.
     """
     folders = chain_folders(chain)
     ordered = sorted(folders.values(), key=lambda entry: entry.chain != chain)
@@ -105,7 +105,7 @@ def default_chain(chain: str = "unclip") -> dict[str, StageEntry]:
 
 
 def folder_entry(folder: str) -> StageEntry:
-    """Returns the stage that a folder of a run holds, such as the upsampler for "upsampler_256".
+    """Returns the stage of a folder of a run, such as the upsampler for "upsampler_256".
 
     Raises:
         UserError: no stage has such a folder.

@@ -35,10 +35,10 @@ class TextBaseStageConfig:
     """A base model and the settings of its training and sampling.
 
     Attributes:
-        model: U-Net and the path of the caption.
+        model: U-Net and the pathway of the caption.
         diffusion: chain and target; eps without a learned variance in the paper.
         sampling: default sampling.
-        drop_text: share of examples whose caption is dropped (10 %).
+        drop_text: fraction of examples whose caption is dropped (10 %).
     """
 
     model: TextBaseConfig
@@ -72,7 +72,7 @@ class TextBaseStageConfig:
 
 
 def make(cfg: TextBaseStageConfig) -> Stage:
-    """Makes the stage record for the base model."""
+    """Builds the `Stage` of the base model."""
     module, chain = TextBase(cfg.model), cfg.diffusion.chain()
     text = cfg.model.text
     spec = {"image": batches.image_field(cfg.model.unet.image_size), **text_features.fields(text)}
@@ -111,7 +111,7 @@ def make(cfg: TextBaseStageConfig) -> Stage:
     def preview(params: Params, batch: Batch, key: Key) -> Image:
         keys = rng.per_example(key, jnp.arange(batch["image"].shape[0]))
         sampling = cfg.sampling
-        if text.null == "empty":  # which a batch does not hold
+        if text.null == "empty":  # which a batch does not contain
             sampling = dataclasses.replace(sampling, guidance_scale=1.0)
         encoded = captions.conditions(batch)["text_features"]
         images = sample(cfg, params, encoded, keys=keys, sampling=sampling)

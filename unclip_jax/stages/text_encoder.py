@@ -1,8 +1,8 @@
-"""Stage `text_encoder`: the encoder of a language model, kept frozen by the stages that read it.
+"""Stage `text_encoder`: the encoder of a language model, frozen for the stages that read it.
 
 Imagen reads T5-XXL's features (Saharia et al. 2022, arXiv 2205.11487, section 2.1), which are
-imported, not trained. What can be trained here is a stand-in: masked tokens of captions are
-predicted from the others (BERT, arXiv 1810.04805, section 3.1), without images.
+imported, not trained. A small encoder can be trained here instead: it predicts masked
+tokens of captions from the others (BERT, arXiv 1810.04805, section 3.1), without images.
 """
 
 import dataclasses
@@ -29,17 +29,18 @@ from unclip_jax.models.application import apply, one_example
 from unclip_jax.models.language_encoder import LanguageEncoder, LanguageEncoderConfig
 from unclip_jax.stages.entry import StageEntry
 
-REPLACED, RANDOM = 0.8, 0.1  # shares of the masked tokens; the rest stay (BERT, section 3.1)
+REPLACED, RANDOM = 0.8, 0.1  # fractions of the chosen tokens; the rest are kept (BERT, section 3.1)
 
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoderStageConfig:
-    """A text encoder, and the objective of the stand-in that is trained here.
+    """A text encoder, and the objective of training one here.
 
     Attributes:
         model: the network.
-        mask_share: share of the tokens of a caption that are predicted; the last row of the token
-            table stands for a masked token, so the tokenizer must have fewer entries than rows.
+        mask_share: fraction of the tokens of a caption that are predicted; the last row of the
+            token table stands for a masked token, so the tokenizer must have fewer entries than
+            rows.
     """
 
     model: LanguageEncoderConfig
@@ -50,7 +51,7 @@ class TextEncoderStageConfig:
 
 
 def make(cfg: TextEncoderStageConfig) -> Stage:
-    """Makes the stage record of masked-token prediction."""
+    """Builds the `Stage` of masked-token prediction."""
     spec = batches.text_fields(cfg.model.context, cfg.model.vocab_size)
 
     def init(key: Key) -> Params:
@@ -98,7 +99,7 @@ def corrupt(cfg: TextEncoderStageConfig, tokens: Tokens, *, chosen: Mask, key: K
 
 
 def _logits(cfg: TextEncoderStageConfig, params: Params, x: Array) -> Float[Array, " b l v"]:
-    """Returns logits by the token table, whose rows T5 draws with deviation 1."""
+    """Returns logits from the token table, whose rows T5 initialises with standard deviation 1."""
     scale = cfg.model.width**-0.5 if cfg.model.family == "t5" else 1.0
     return jnp.einsum("b l d, v d -> b l v", x.astype(jnp.float32), params["tokens"]) * scale
 

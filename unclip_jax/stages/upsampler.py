@@ -1,9 +1,9 @@
 """Stage `upsampler`: 64 -> 256 and 256 -> 1024 by diffusion (unCLIP, section 2.1).
 
 A convolutional U-Net on the noised image and the corrupted low-res image, trained on crops and run
-at full size. One class serves both upsamplers; corruption (blur, BSR) is made by the data pipeline.
-Imagen's upsamplers (arXiv 2205.11487, sections 2.4 and 2.5) read the caption too, are guided, and
-see a noised low-res image.
+at full size. One class serves both upsamplers; corruption (blur, BSR) is part of the data pipeline.
+Imagen's upsamplers (arXiv 2205.11487, sections 2.4 and 2.5) read the caption too, use guidance, and
+read a noised low-res image.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ EXAMINED = 8  # examples of a held-out batch that are enlarged to measure fideli
 
 
 def make(cfg: UpsamplerStageConfig) -> Stage:
-    """Makes the stage record for an upsampler."""
+    """Builds the `Stage` of an upsampler."""
     module = Upsampler(cfg.model)
     spec = {
         "image": batches.image_field(cfg.crop),
@@ -213,7 +213,7 @@ def _text(cfg: UpsamplerStageConfig, batch: Batch) -> dict[str, Any]:
 
 
 def _texts(cfg: UpsamplerStageConfig, batch: Batch) -> dict[str, dict[str, Any]]:
-    """Returns the captions for the losses of an evaluation: right, and of other examples."""
+    """Returns the captions for the losses of an evaluation: the right ones, and those of others."""
     texts = {"loss": _text(cfg, batch)}
     if cfg.model.text is not None:
         texts["loss_wrong_text"] = _text(cfg, text_features.swapped(batch))
@@ -221,7 +221,7 @@ def _texts(cfg: UpsamplerStageConfig, batch: Batch) -> dict[str, dict[str, Any]]
 
 
 def _drops(cfg: UpsamplerStageConfig, batch: Batch, *, key: Key) -> dict[str, Any]:
-    """Draws the captions of a training batch that are kept."""
+    """Draws which captions of a training batch are kept."""
     if cfg.model.text is None:
         return {}
     options = {"batch_size": len(batch["image"]), "drop": cfg.drop_text}
@@ -239,7 +239,7 @@ def _captions(
 
 
 def _preview_sampling(cfg: UpsamplerStageConfig) -> SamplingConfig:
-    """Returns sampling for batches, which do not hold the empty caption."""
+    """Returns sampling settings for batches, which do not contain the empty caption."""
     if cfg.model.text is None or cfg.model.text.null == "zero":
         return cfg.sampling
     return dataclasses.replace(cfg.sampling, guidance_scale=1.0)
@@ -251,7 +251,7 @@ def _enlarged(cfg: UpsamplerStageConfig) -> bool:
 
 
 def _input(cfg: UpsamplerStageConfig, batch: Batch) -> LowRes:
-    """Returns the low-res images of a batch as they are noised: as they are, or enlarged."""
+    """Returns the low-res images of a batch to which noise is added: original or enlarged."""
     low_res = batch["low_res"]
     if not _enlarged(cfg):
         return low_res
@@ -315,7 +315,7 @@ def sample_in_chain(
     keys: Keys,
     sampling: SamplingConfig | None = None,
 ) -> dict[str, Any]:
-    """Enlarges "low_res", rounded to 8-bit levels if the stage asks for it (`entry.ChainSampler`).
+    """Enlarges "low_res", rounded to 8-bit levels if `quantise` is set (`entry.ChainSampler`).
 
     GLIDE's released sampler rounds. In training only BSR's low-res images lie on 8-bit levels; area
     means and blurred ones are not rounded.
@@ -341,7 +341,7 @@ def denoiser_in_chain(
     """
     if cfg.last_step:
         raise UserError(
-            "config.model.last_step is True: this upsampler has a network of its own for the last "
+            "config.model.last_step is True: this upsampler has a separate network for the last "
             "step and cannot be distilled; train one without."
         )
     low_res, text = conditions["low_res"], conditions.get("text_features")
@@ -367,7 +367,7 @@ ENTRY = StageEntry(
         "low_res": batches.image_field(cfg.low_res_size),
         **_text_fields(cfg),
     },
-    load_size=lambda cfg: cfg.model.unet.image_size,  # of which it is trained on crops
+    load_size=lambda cfg: cfg.model.unet.image_size,  # trained on crops of these
     requires=("image_size",),
     folders=("upsampler_256", "upsampler_1024"),  # as in the paper, whatever the size
 )

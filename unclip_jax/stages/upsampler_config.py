@@ -23,11 +23,11 @@ class UpsamplerStageConfig:
         residual: x_0 target only: the network predicts the difference to the enlarged low-res
             image, a miniature-only option that learns faster.
         augment: noise on the low-res image; off in unCLIP.
-        last_step: a network of its own predicts at t = 0 (Karlo); the parameters are then
+        last_step: a separate network predicts at t = 0 (Karlo); the parameters are then
             {"first": ..., "last": ...}.
         quantise: low-res images are rounded to 8-bit levels when sampling (GLIDE's released
-            sampler); Karlo takes them as they are.
-        drop_text: share of examples whose caption is dropped, if the network reads text (10 % in
+            sampler); Karlo does not.
+        drop_text: fraction of examples whose caption is dropped, if the network reads text (10 % in
             Imagen, section 4.1).
     """
 
@@ -64,7 +64,7 @@ class UpsamplerStageConfig:
             )
 
     def _check_text(self) -> None:
-        """Rejects drops of captions that are not read, and attention that depends on the size."""
+        """Rejects drops without captions, and attention that depends on the size."""
         in_range(text_features.DROP, self.drop_text, 0.0, 1.0)
         text, unet = self.model.text, self.model.unet
         if text is None:
@@ -84,7 +84,7 @@ class UpsamplerStageConfig:
             )
 
     def check_guidance(self, sampling: SamplingConfig) -> None:
-        """Rejects guidance of an upsampler without a condition that is dropped (unCLIP, 2.1).
+        """Rejects guidance of an upsampler that was trained without drops (unCLIP, 2.1).
 
         Raises:
             UserError: the scale is not 1.
