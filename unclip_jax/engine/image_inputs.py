@@ -23,8 +23,8 @@ class InputImage(NamedTuple):
     Attributes:
         pixels: uint8 RGB, upright.
         name: file name, for labels.
-        sha256: of the file.
-        path: of the file as the user wrote it, for records; the name where there is no file.
+        sha256: digest of the file.
+        path: path of the file as the user wrote it, for records; `name` if there is no file.
     """
 
     pixels: UInt8[np.ndarray, "_ _ 3"]
@@ -39,7 +39,7 @@ class EncodedImage(NamedTuple):
     Attributes:
         latent: a `latents.Latent`, a batch of one.
         origin: its `latents.LatentOrigin`: the models and the chain that it belongs to.
-        path: of its file as the user wrote it, for records; the image's name where there is none.
+        path: path of its file as the user wrote it, for records; the image's name without a file.
     """
 
     latent: Any

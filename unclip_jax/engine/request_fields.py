@@ -81,7 +81,7 @@ class RequestField:
         many: True for a list.
         optional: True if None is a value.
         required: True if there is no default.
-        default: None where there is none.
+        default: the default; None if there is no default.
         option: its other properties.
     """
 

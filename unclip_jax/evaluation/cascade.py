@@ -47,7 +47,7 @@ class CascadeConfig:
         models: run directory.
         data: data set with images and captions.
         prior: name of the prior.
-        split: of the data set.
+        split: split of the data set.
         keys: names of image and caption in a data set of another format.
         num: captions to sample.
         seed: image i depends on (seed, i) and its caption alone.

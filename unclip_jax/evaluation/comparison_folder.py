@@ -83,7 +83,7 @@ def read(folder: pathlib.Path) -> Comparison:
     """Reads the comparison in a folder.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: there is no comparison, or it is damaged.
     """
     path = folder / COMPARISON
     if not path.is_file():
@@ -106,7 +106,7 @@ def draw_sides(categories: Sequence[str], entropy: Sequence[int]) -> list[str]:
     differ by one at most: sides alternate along a random order in which categories stay together.
 
     Args:
-        categories: of the prompts, in order.
+        categories: categories of the prompts, in order.
         entropy: integers that seed the draw.
     """
     rng = np.random.default_rng(list(entropy))

@@ -32,7 +32,7 @@ class RerankingConfig:
         models: run directory.
         data: data set with captions.
         prior: name of the prior or of the chain.
-        split: of the data set.
+        split: split of the data set.
         keys: names of image and caption in a data set of another format.
         num: captions.
         candidates: images per caption.

@@ -39,7 +39,7 @@ class SampledSetConfig:
         condition: source of z_img, one of `CONDITIONS`.
         guidance: scale of the decoder; None = as exported.
         steps: grid of the decoder; None = as exported.
-        sampler: of the decoder; None = as exported.
+        sampler: sampler of the decoder; None = as exported.
         seed: image i depends on (seed, i) and its caption alone.
         batch: images per batch.
         part: images per file.

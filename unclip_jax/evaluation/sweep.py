@@ -49,7 +49,7 @@ class SweepConfig:
         resize: how Inception's input is resized.
         prior: name of the prior.
         condition: source of z_img, one of `CONDITIONS`.
-        split: of the data set.
+        split: split of the data set.
         keys: names of image and caption in a data set of another format.
         num: captions.
         images: images per caption.

@@ -123,7 +123,7 @@ def decode(
         cfg: the trained decoder.
         params: its (EMA) parameters.
         x_T: the noise.
-        condition: of each image.
+        condition: condition of each image.
         keys: one key per image; used by stochastic steps.
         options: the settings.
         negative: the condition that guidance leads away from; NULL = both inputs dropped.

@@ -109,8 +109,8 @@ class EmbeddingPriorModel:
             guidance: scale; None = the trained default, 1 = off.
             steps: grid of timesteps; None = the trained default.
             sampler: name of a sampler; None = the trained default.
-            temperature: of an autoregressive prior's codes; None = the trained default.
-            top_p: of its codes, the probability of the nucleus; None = the trained default.
+            temperature: temperature of an autoregressive prior's codes; None = the trained default.
+            top_p: probability of the nucleus of its codes; None = the trained default.
             seed: seed of the noise.
             batch: samples per batch.
 

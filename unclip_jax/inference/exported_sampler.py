@@ -44,7 +44,7 @@ class BundleCard:
     """The description of a bundle.
 
     Attributes:
-        batch_sizes: of the programs, ascending.
+        batch_sizes: batch sizes of the programs, ascending.
         contexts: context lengths of the stages that read token ids, in the order of the program's
             arguments.
         image_size: side of the images.

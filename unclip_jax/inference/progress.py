@@ -22,7 +22,7 @@ class Progress(NamedTuple):
         total: images that it will process.
         step: step of the chain of the current batch.
         steps: number of steps of that chain; 1 where it runs as a whole.
-        images: the clean images predicted at this step; None where there are none.
+        images: the clean images predicted at this step, if any.
         compiling: True while a program is compiled, which takes seconds.
     """
 

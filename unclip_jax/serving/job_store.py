@@ -71,7 +71,7 @@ class JobStore:
         return name
 
     def get(self, name: str) -> StoredJob | None:
-        """Returns a job and renews its lease; None if there is none."""
+        """Returns a job and renews its lease; None if it does not exist."""
         with self._lock:
             self._expire()
             stored = self._jobs.get(name)
@@ -80,7 +80,7 @@ class JobStore:
         return stored
 
     def remove(self, name: str) -> bool:
-        """Cancels and removes a job; returns False if there is none."""
+        """Cancels and removes a job; returns False if it does not exist."""
         with self._lock:
             stored = self._jobs.pop(name, None)
         if stored is not None:

@@ -137,7 +137,7 @@ def sample(
     Args:
         cfg: the trained stage.
         params: its (EMA) parameters.
-        condition: of each image.
+        condition: condition of each image.
         keys: one key per image.
         sampling: overrides `cfg.sampling`.
         negative: the condition that guidance leads away from, as for `denoiser`.
@@ -184,7 +184,7 @@ def denoiser(
     Args:
         cfg: the trained stage.
         params: its (EMA) parameters.
-        condition: of each image.
+        condition: condition of each image.
         negative: the condition that guidance leads away from; one row applies to all.
         schedule: guidance scale along the chain.
         inpaint: input of a decoder that was trained to inpaint, in both branches of guidance;

@@ -67,7 +67,7 @@ def resolve_from_data(cfg: EmbeddingPriorStageConfig, rows: Rows) -> EmbeddingPr
 def _flat_latents(
     cfg: EmbeddingPriorStageConfig, params: Params, block: HostBatch
 ) -> tuple[np.ndarray, None]:
-    """Returns the latents of a block in rows (`quantizer_fit.Read`)."""
+    """Returns the latents of a block, flattened to rows (`quantizer_fit.Read`)."""
     latents = pair_inputs.to_latent(cfg, params, jnp.asarray(block[TARGET]))
     return np.asarray(latents, np.float64).reshape(len(latents), -1), None
 
@@ -123,12 +123,12 @@ def encode(cfg: EmbeddingPriorStageConfig, params: Params, x_0: Latents) -> Code
 
 
 def decode(cfg: EmbeddingPriorStageConfig, params: Params, codes: Codes) -> Latents:
-    """Returns the latents that the codes stand for; components left out have their mean."""
+    """Returns the latents of codes; omitted components have their mean."""
     flat = apply(cfg.model.make_quantizer(), params["codec"], codes, method=PcaQuantizer.decode)
     return flat.reshape(len(codes), *cfg.model.target)
 
 
 def _inputs(cfg: EmbeddingPriorStageConfig, params: Params, inputs: PairInputs) -> Batch:
-    """Returns the inputs of the network beside earlier codes."""
+    """Returns the inputs of the network other than codes."""
     ridge = None if inputs.ridge is None else encode(cfg, params, inputs.ridge)
     return {**inputs._asdict(), "ridge": ridge}

@@ -17,7 +17,7 @@ METHODS = ("diffusion", "autoregressive", "mlp", "ridge")
 SCALINGS = ("unit", "standardised", "raw")
 TARGET = "y"
 SUBJECT = "subject"
-ENCODED = "encoded"  # name of the condition that the encoder makes of others
+ENCODED = "encoded"  # name of the condition of the encoder's output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +28,13 @@ class EmbeddingPriorStageConfig:
         model: conditions, target and network.
         diffusion: chain and prediction target.
         sampling: default sampling; "autoregressive" reads guidance_scale alone.
-        method: "diffusion"; "autoregressive", by codes of principal components (unCLIP, section
-            2.2); or a baseline, "mlp" or "ridge".
+        method: "diffusion"; "autoregressive", which samples codes of principal components (unCLIP,
+            section 2.2); or a baseline, "mlp" or "ridge".
         scaling: form of the target: "unit" (norm 1, as CLIP's embeddings are compared), centred and
             divided by one deviation; "standardised" per dimension; or "raw".
         encoder: encodes the vector conditions to more tokens for the prior.
         drop_all: fraction of examples whose conditions are all dropped, for guidance.
-        drop_each: share that lose each single one, where there are several.
+        drop_each: fraction of examples that drop a condition, for each one if there are several.
         temperature: divides the logits of codes; 0 = always the most probable.
         top_p: codes outside the smallest set with this probability are never sampled; 1 = all.
     """
@@ -136,7 +136,7 @@ class EmbeddingPriorStageConfig:
         """Rejects guidance without drops, or of a regression.
 
         Raises:
-            UserError: `drop_all` is 0 and the scale is not 1, or the method samples nothing.
+            UserError: `drop_all` is 0 and the scale is not 1, or the method is a regression.
         """
         if not self.generative and sampling.guidance_scale != 1.0:
             raise UserError(f"guidance_scale is for priors, not for method {self.method!r}.")
@@ -166,8 +166,8 @@ def resolve_fields(cfg: EmbeddingPriorStageConfig, fields: BatchSpec) -> Embeddi
     """Returns `cfg` with the conditions and the target that a data set has.
 
     Args:
-        cfg: whose network is of any shape.
-        fields: of the data set.
+        cfg: config, with a network of any shape.
+        fields: fields of the data set.
     """
     conditions = tuple(
         ConditionConfig(

@@ -255,7 +255,7 @@ def predict_linearly(
 def masks(
     cfg: EmbeddingPriorStageConfig, batch: Mapping[str, Any], *, size: int
 ) -> dict[str, Array]:
-    """Returns the masks of ragged sequences by name, True at all tokens where there is none.
+    """Returns the masks of ragged sequences by name, True at all tokens by default.
 
     Masks of missing conditions are False.
     """
