@@ -139,6 +139,17 @@ def test_stages_that_read_a_text_encoder_name_it():
         from_config(mistaken)
 
 
+def test_stored_features_end_with_the_caption():
+    """A model that sees all slots, as DeepFloyd IF's stages do, would read zeros behind it."""
+    for name in ("imagen_base", "imagen_sr256"):
+        mistaken = config(name, "tiny").to_dict()
+        mistaken["data"]["text_features"] = "runs/features"
+        from_config(mistaken)
+        mistaken["model"]["model"]["text"]["padding"] = "seen"
+        with pytest.raises(UserError, match="text_features is 'runs/features'.* Leave text_featur"):
+            from_config(mistaken)
+
+
 def test_low_res_images_are_corrupted_in_one_way():
     mistaken = config("upsampler_256", "tiny").to_dict()
     mistaken["data"]["bsr"] = 1.0

@@ -183,6 +183,12 @@ def test_text_needs_attention_and_drops_need_text():
     unet = dataclasses.replace(CFG.model.unet, attention_at=())
     with pytest.raises(UserError, match="text.attend is on, but unet.attention_at is empty"):
         dataclasses.replace(CFG, model=dataclasses.replace(CFG.model, unet=unet))
+    unet = dataclasses.replace(CFG.model.unet, context_norm="group")
+    with pytest.raises(UserError, match="context_norm is 'group', .* set context_norm to 'layer'"):
+        dataclasses.replace(CFG, model=dataclasses.replace(CFG.model, unet=unet))
+    grouped = dataclasses.replace(SR.model.unet, context_norm="group")
+    with pytest.raises(UserError, match="context_norm is 'group', .* set context_norm to 'layer'"):
+        dataclasses.replace(SR, model=dataclasses.replace(SR.model, unet=grouped))
     with pytest.raises(UserError, match="guidance_scale is 2.0, but config.model.drop_text is 0"):
         dataclasses.replace(CFG, drop_text=0.0)
     empty = dataclasses.replace(CFG.model.text, null="empty")

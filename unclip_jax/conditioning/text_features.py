@@ -54,16 +54,28 @@ def check_drops(cfg: TextConditionConfig, share: float) -> None:
         )
 
 
-def check_text_path(attend: bool, attention: bool) -> None:
-    """Rejects text to attend to where the U-Net has no attention.
+def check_text_path(cfg: TextConditionConfig, *, attention: bool, norm: str) -> None:
+    """Rejects text to attend to where the U-Net has no attention, and norms over hidden slots.
+
+    Args:
+        cfg: the path of text.
+        attention: True if the U-Net has attention.
+        norm: its `context_norm`.
 
     Raises:
-        UserError: it has none.
+        UserError: it has none; or the norm is "group", whose statistics are over all slots, of
+            which padding "mask" hides some.
     """
-    if attend and not attention:
+    if cfg.attend and not attention:
         raise UserError(
             "text.attend is on, but unet.attention_at is empty, so nothing would attend to the "
             "caption; name the sides that do, or turn text.attend off."
+        )
+    if cfg.attend and norm == "group" and cfg.padding == "mask":
+        raise UserError(
+            "unet.context_norm is 'group', whose statistics are over all slots, but text.padding "
+            "is 'mask', which hides those behind the caption; set context_norm to 'layer', or "
+            "padding to 'seen' (DeepFloyd IF)."
         )
 
 

@@ -347,6 +347,7 @@ def _check(experiment: Experiment) -> None:
             "a frozen text encoder; give its export, from `python -m unclip_jax.convert T5 "
             "--out=RUN` or experiments/text_encoder.py."
         )
+    _check_stored_features(experiment)
     frozen = {"text_seq", "text_features"} & stage.batch_spec.keys()
     if experiment.data.empty_captions and not frozen:
         raise UserError(
@@ -363,6 +364,18 @@ def _check(experiment: Experiment) -> None:
     side, load = experiment.entry.training_side(experiment.model), experiment.data.load_size
     if side is not None and load != side:
         raise UserError(f"config.data.load_size is {load}; the model takes {side}-pixel images.")
+
+
+def _check_stored_features(experiment: Experiment) -> None:
+    """Rejects stored text features, which end with the caption, where all slots are read."""
+    text = getattr(getattr(experiment.model, "model", None), "text", None)
+    if experiment.data.text_features and getattr(text, "padding", "") == "seen":
+        raise UserError(
+            f"config.data.text_features is {experiment.data.text_features!r}, features of real "
+            "tokens alone, but text.padding is 'seen': this model reads the text encoder's outputs "
+            "behind the caption too. Leave text_features out, so that they are computed for each "
+            "batch."
+        )
 
 
 def _check_teacher(experiment: Experiment) -> None:

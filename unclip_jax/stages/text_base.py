@@ -52,7 +52,9 @@ class TextBaseStageConfig:
         self.check_guidance(self.sampling)
         unet = self.model.unet
         plan(unet)  # rejects an image that its levels cannot halve
-        text_features.check_text_path(self.model.text.attend, bool(unet.attention_at))
+        text_features.check_text_path(
+            self.model.text, attention=bool(unet.attention_at), norm=unet.context_norm
+        )
         expected = unet.in_channels * (2 if self.diffusion.learned_variance else 1)
         if unet.out_channels != expected:
             raise UserError(

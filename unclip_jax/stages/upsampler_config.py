@@ -75,7 +75,7 @@ class UpsamplerStageConfig:
                 )
             return
         text_features.check_drops(text, self.drop_text)
-        check_text_path(text.attend, bool(unet.attention_at))
+        check_text_path(text, attention=bool(unet.attention_at), norm=unet.context_norm)
         if unet.attention_at and unet.attention == "joint" and self.crop < unet.image_size:
             raise UserError(
                 f"config.model.crop is {self.crop} of {unet.image_size}, but unet.attention "
