@@ -16,6 +16,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.data import sources
 from unclip_jax.data.text_features import TextFeatureStore
 from unclip_jax.experiment import frozen_text, input_pipeline
+from unclip_jax.handoff import export
 from unclip_jax.handoff import load as handoff
 from unclip_jax.inference import caption_features
 from unclip_jax.inference.load import load_text_encoder
@@ -51,12 +52,12 @@ def experiment(folder, **data):
 
 
 def test_a_batch_gets_the_features_in_place_of_its_tokens(folder):
-    export = folder / "text_encoder" / "export"
+    encoder = folder / "text_encoder" / "export"
     ids, mask = cascades.tokenizer().encode(cascades.CAPTIONS, length=24)
     batch = {"tokens": ids, "token_mask": mask, "caption": np.array(cascades.CAPTIONS)}
-    out = frozen_text.reader(export, **SIZES)(batch)
+    out = frozen_text.reader(encoder, **SIZES)(batch)
     assert set(out) == {"caption", "text_features", "text_mask"}
-    cfg, params, _ = load_text_encoder(export)
+    cfg, params, _ = load_text_encoder(encoder)
     captions = TokenIds(jnp.asarray(ids), jnp.asarray(mask))
     expected = jax.jit(lambda p: text_encoder.encode(cfg, p, captions).sequence)(params)
     np.testing.assert_array_equal(out["text_features"], expected.astype("bfloat16"))
@@ -82,25 +83,55 @@ def test_stored_features_make_the_same_batches(folder):
 
 
 def test_other_encoders_and_features_are_rejected(folder):
-    export = folder / "text_encoder" / "export"
+    encoder = folder / "text_encoder" / "export"
     with pytest.raises(
         UserError, match="text.context is 20, but the text encoder in .* has context"
     ):
-        frozen_text.reader(export, context=20, width=32)
+        frozen_text.reader(encoder, context=20, width=32)
     with pytest.raises(UserError, match="text.width is 48, but the text encoder in .* width 32"):
-        frozen_text.stored(folder / "features", encoder_id=_identity(folder), context=24, width=48)
+        _stored(folder, width=48)
     with pytest.raises(
         UserError, match="features of the text encoder .*, but config.data.text_enc"
     ):
-        frozen_text.stored(folder / "features", encoder_id="0" * 64, **SIZES)
+        _stored(folder, encoder_id="0" * 64)
+    with pytest.raises(UserError, match="token ids of the tokenizer .* is 000000000000; make them"):
+        _stored(folder, tokenizer_hash="0" * 64)
     cascades.write(folder / "other", names=("clip",))
     mistaken = experiment(folder, text_encoder=f"{folder}/other/clip/export")
     with pytest.raises(UserError, match="the export of a clip; give that of a text_encoder"):
         input_pipeline.open_inputs(mistaken, mistaken.build_stage())
 
 
-def _identity(folder):
-    return handoff.read_manifest(folder / "text_encoder" / "export").text_encoder_id
+def test_an_earlier_version_named_the_encoder_by_its_parameters_alone(folder):
+    parameters = _manifest(folder).text_encoder_id.split("+")[0]
+    assert len(parameters) == 64
+    _stored(folder, encoder_id=parameters)
+
+
+def test_training_goes_on_with_the_encoder_that_it_began_with(folder, tmp_path):
+    """Another encoder of equal sizes, and the same one behind another tokenizer, are others."""
+    run = cascades.write(tmp_path / "run", names=("text_encoder", "imagen_base"))
+    base, encoder = run / "imagen_base" / "export", run / "text_encoder" / "export"
+    own = dataclasses.replace(experiment(folder, text_encoder=str(encoder)), init_from=str(base))
+    stage = own.build_stage()
+    facts = input_pipeline.open_inputs(own, stage).facts
+    assert facts["text_encoder_id"] == handoff.read_manifest(base).text_encoder_id
+    for identity in ("0" * 64, facts["text_encoder_id"][:65] + "0" * 64):
+        card = dataclasses.replace(handoff.read_manifest(base), text_encoder_id=identity)
+        export.replace_manifest(base, card)
+        with pytest.raises(UserError, match="init_from is .* name the encoder that it was trained"):
+            input_pipeline.open_inputs(own, stage)
+
+
+def _stored(folder, **changes):
+    """Opens the stored features as those of the text encoder, but for `changes`."""
+    card = _manifest(folder)
+    names = {"encoder_id": card.text_encoder_id, "tokenizer_hash": card.tokenizer_hash}
+    return frozen_text.stored(folder / "features", **{**names, **SIZES, **changes})
+
+
+def _manifest(folder):
+    return handoff.read_manifest(folder / "text_encoder" / "export")
 
 
 def test_jobs_write_whole_shards_of_the_same_features(folder, tmp_path, monkeypatch):

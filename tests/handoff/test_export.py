@@ -163,6 +163,17 @@ def test_clip_id_is_the_parameters_identity(tmp_path: pathlib.Path):
     assert export.params_id(back) == first.clip_id
 
 
+def test_text_encoder_id_is_that_of_parameters_and_tokenizer(tmp_path: pathlib.Path):
+    cards = [dataclasses.replace(CLIP, tokenizer_hash=name) for name in ("t1", "t2", None)]
+    first, other, without = (
+        write(tmp_path / str(i), make_params(), manifest=card, identity="text_encoder_id")
+        for i, card in enumerate(cards)
+    )
+    own = export.params_id(make_params())
+    assert (first.text_encoder_id, other.text_encoder_id) == (f"{own}+t1", f"{own}+t2")
+    assert without.text_encoder_id == own
+
+
 def test_params_id_sees_every_change_and_nothing_else():
     base = make_params()
     mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))

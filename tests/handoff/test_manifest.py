@@ -75,6 +75,28 @@ def test_image_size_must_meet_low_res_size(upstream, downstream):
         check(upstream, downstream)
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "fits"),
+    [
+        ("p1+t1", "p1+t1", True),
+        ("p1+t1", "p1", True),  # of an earlier version
+        ("p1", "p1+t1", True),
+        ("p1+t1", "p1+t2", False),
+        ("p1+t1", "p2+t1", False),
+        ("p2", "p1+t1", False),
+        ("p1", "p2", False),
+    ],
+)
+def test_text_encoders_are_compared_with_their_tokenizers(one, other, fits):
+    base, upsampler = (dataclasses.replace(DECODER, text_encoder_id=x) for x in (one, other))
+    upsampler = dataclasses.replace(upsampler, image_size=None)
+    if fits:
+        check(base, upsampler, shared=("text_encoder_id",))
+        return
+    with pytest.raises(UserError, match=f"text_encoder_id is '{one.replace('+', '.')}' in the"):
+        check(base, upsampler, shared=("text_encoder_id",))
+
+
 def test_a_chain_compares_stages_that_are_not_neighbours():
     stranger = dataclasses.replace(UP_2, clip_id="c2")
     check(UP_1, stranger)  # the neighbour between them records no CLIP

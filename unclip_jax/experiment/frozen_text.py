@@ -20,6 +20,7 @@ from unclip_jax.data.loader import Finish
 from unclip_jax.data.text_features import TextFeatureStore
 from unclip_jax.experiment.config import DataConfig
 from unclip_jax.handoff import load as handoff
+from unclip_jax.handoff.manifest import Manifest, same_identity, short_identity
 from unclip_jax.inference.load import load_text_encoder
 from unclip_jax.stages import text_encoder
 
@@ -32,12 +33,18 @@ def finish(data: DataConfig, *, context: int, width: int) -> Finish:
     """
     sizes = {"context": context, "width": width}
     if data.text_features:
-        return stored(pathlib.Path(data.text_features), encoder_id=identity(data), **sizes)
+        card = manifest(data)
+        return stored(
+            pathlib.Path(data.text_features),
+            encoder_id=str(card.text_encoder_id),
+            tokenizer_hash=str(card.tokenizer_hash),
+            **sizes,
+        )
     return reader(pathlib.Path(data.text_encoder), **sizes)
 
 
-def identity(data: DataConfig) -> str:
-    """Returns the identity of the text encoder that the stage reads.
+def manifest(data: DataConfig) -> Manifest:
+    """Returns the manifest of the text encoder that the stage reads.
 
     Raises:
         UserError: its export is missing, or of another stage.
@@ -48,7 +55,32 @@ def identity(data: DataConfig) -> str:
             f"config.data.text_encoder is {data.text_encoder!r}, the export of a {card.stage}; "
             "give that of a text_encoder."
         )
-    return card.text_encoder_id
+    return card
+
+
+def identity(data: DataConfig) -> str:
+    """Returns the identity of the text encoder that the stage reads.
+
+    Raises:
+        UserError: as `manifest`.
+    """
+    return str(manifest(data).text_encoder_id)
+
+
+def check_initial(data: DataConfig, initial: pathlib.Path) -> None:
+    """Rejects training on from an export that reads the features of another text encoder.
+
+    Raises:
+        UserError: it does.
+    """
+    theirs, ours = handoff.read_manifest(initial).text_encoder_id, identity(data)
+    if theirs is not None and not same_identity(theirs, ours):
+        raise UserError(
+            f"config.init_from is {str(initial)!r}, which reads the text encoder "
+            f"{short_identity(theirs)}, but config.data.text_encoder, {data.text_encoder!r}, is "
+            f"{short_identity(ours)}; name the encoder that it was trained on, or leave init_from "
+            "out to train from scratch."
+        )
 
 
 @functools.cache
@@ -78,12 +110,15 @@ def reader(directory: pathlib.Path, *, context: int, width: int) -> Finish:
 
 
 @functools.cache
-def stored(directory: pathlib.Path, *, encoder_id: str, context: int, width: int) -> Finish:
+def stored(
+    directory: pathlib.Path, *, encoder_id: str, tokenizer_hash: str, context: int, width: int
+) -> Finish:
     """Returns a function that does as `reader`, with features that `embed text` wrote.
 
     Args:
         directory: the folder.
         encoder_id: identity of the text encoder that they must be of.
+        tokenizer_hash: of its tokenizer, by whose token ids they are found.
         context: slots per caption that the stage reads.
         width: of the features that it takes.
 
@@ -91,11 +126,18 @@ def stored(directory: pathlib.Path, *, encoder_id: str, context: int, width: int
         UserError: there are none, or they are of another encoder or of other sizes.
     """
     store = TextFeatureStore(directory)
-    if store.info.get("text_encoder_id") != encoder_id:
+    theirs, tokenizer = (store.info.get(name) for name in ("text_encoder_id", "tokenizer_hash"))
+    if not same_identity(theirs, encoder_id):
         raise UserError(
-            f"{directory} holds features of the text encoder "
-            f"{str(store.info.get('text_encoder_id'))[:12]}, but config.data.text_encoder is "
-            f"{encoder_id[:12]}; make them with that, or name the other."
+            f"{directory} holds features of the text encoder {short_identity(theirs)}, but "
+            f"config.data.text_encoder is {short_identity(encoder_id)}; make them with that, or "
+            "name the other."
+        )
+    if tokenizer != tokenizer_hash:
+        raise UserError(
+            f"{directory} holds features of captions in token ids of the tokenizer "
+            f"{str(tokenizer)[:12]}, but that of config.data.text_encoder is "
+            f"{tokenizer_hash[:12]}; make them again with `python -m unclip_jax.embed text`."
         )
     _check_sizes(directory, store.info, context, width)
     return _replacing(store.batch)

@@ -365,6 +365,8 @@ def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) ->
         facts |= frozen_dvae.facts(experiment.data, **sizes)
     if "text_features" in stage.batch_spec:
         facts["text_encoder_id"] = frozen_text.identity(experiment.data)
+        if experiment.init_from:
+            frozen_text.check_initial(experiment.data, pathlib.Path(experiment.init_from))
     if stage.batch_spec.keys() & {"z_img", "z_txt"}:
         facts |= training_embeddings.facts(experiment, stage, facts.get("tokenizer_hash"))
         if "text_seq" in stage.batch_spec:

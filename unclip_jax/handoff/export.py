@@ -27,7 +27,7 @@ from unclip_jax.core import digests, trees
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.files import regular_files, write_atomically
 from unclip_jax.core.types import Params
-from unclip_jax.handoff.manifest import Manifest, to_json
+from unclip_jax.handoff.manifest import Manifest, to_json, with_tokenizer
 
 PARAMS, MANIFEST, TOKENIZER = "params", "manifest.json", "tokenizer"
 TENSORS = "params.safetensors"  # one file in the place of PARAMS, for small models
@@ -53,7 +53,8 @@ def write_export(
         params: unboxed arrays, on host or devices, sharded or not.
         manifest: `parameters` is filled in here.
         tokenizer_dir: folder of a tokenizer to copy, or None.
-        identity: manifest field to fill with the identity of these parameters, such as "clip_id".
+        identity: manifest field to fill with the identity of these parameters, such as "clip_id";
+            "text_encoder_id" includes the tokenizer's.
         dtype: "float32" or "bfloat16", the type in which floating point parameters are stored.
         layout: "orbax", which many hosts write in parallel, or "safetensors", a single file.
 
@@ -67,10 +68,10 @@ def write_export(
     one_of("export layout", layout, LAYOUTS)
     directory = pathlib.Path(os.path.abspath(directory))
     stored = _cast(params, jnp.dtype(dtype))
-    facts = {
-        "parameters": trees.count(stored),
-        **({identity: params_id(stored)} if identity else {}),
-    }
+    facts: dict[str, Any] = {"parameters": trees.count(stored)}
+    if identity:
+        tokenizer_hash = manifest.tokenizer_hash if identity == "text_encoder_id" else None
+        facts[identity] = with_tokenizer(params_id(stored), tokenizer_hash)
     manifest = dataclasses.replace(manifest, **facts)
     to_json(manifest)  # rejects what JSON cannot express, before the parameters are written
     with _clear_errors(directory):

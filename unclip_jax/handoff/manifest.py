@@ -22,6 +22,7 @@ READABLE = (1, 2)  # version 1 had no digests
 # Entries of the file beside the fields of `Manifest`: the digest of every other file of the export
 # by its path, and the digest of all entries of the manifest but itself.
 FILES, DIGEST = "files", "digest"
+TOKENIZED = "+"  # joins the identities of parameters and of the tokenizer that they read through
 ADVICE = "copy the export again, or export the stage again."
 
 
@@ -43,7 +44,9 @@ class Manifest:
         embedding: form of z_img between prior and decoder: "unit" (norm 1) or "raw" (as CLIP
             computes it).
         text_encoder_id: identity of the language model whose features the stage reads; a text
-            encoder's own identity.
+            encoder's own identity. It is that of the parameters, "+", and `tokenizer_hash`, which
+            covers what is done to captions first (lower case, stripping); of the parameters alone
+            in exports of earlier versions.
         text_width: width of these features.
         image_size: side in pixels of the images that the stage generates; None = it generates none.
         low_res_size: side in pixels of the images that it enlarges; None = it enlarges none.
@@ -173,6 +176,31 @@ def _entries(text: str | bytes, *, where: str) -> dict[str, Any]:
     return fields
 
 
+def with_tokenizer(params_id: str, tokenizer_hash: str | None) -> str:
+    """Returns the identity of parameters that read the token ids of one tokenizer."""
+    return f"{params_id}{TOKENIZED}{tokenizer_hash}" if tokenizer_hash else params_id
+
+
+def same_identity(one: Any, other: Any) -> bool:
+    """Returns True if two values of a manifest field agree.
+
+    An identity without a tokenizer, from an earlier version, agrees with those of the same
+    parameters.
+    """
+    if (
+        isinstance(one, str)
+        and isinstance(other, str)
+        and (TOKENIZED in one) != (TOKENIZED in other)
+    ):
+        return one.partition(TOKENIZED)[0] == other.partition(TOKENIZED)[0]
+    return one == other
+
+
+def short_identity(identity: Any) -> str:
+    """Returns the beginnings of an identity's parts, for messages."""
+    return TOKENIZED.join(part[:12] for part in str(identity).split(TOKENIZED))
+
+
 class Link(NamedTuple):
     """One stage of a chain.
 
@@ -206,7 +234,7 @@ def _check_shared(upstream: Link, downstream: Link) -> None:
     first, second = upstream.manifest, downstream.manifest
     for name in upstream.shared:
         values = getattr(first, name), getattr(second, name)
-        if name in downstream.shared and None not in values and values[0] != values[1]:
+        if name in downstream.shared and None not in values and not same_identity(*values):
             raise UserError(
                 f"the {first.stage} and the {second.stage} do not fit: {name} is {values[0]!r} "
                 f"in the {first.stage} and {values[1]!r} in the {second.stage}; use exports "
