@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from tests import cascades
 from tests.stages import tiny
+from unclip_jax.core import config as typed
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.data import image_codec
@@ -106,6 +107,33 @@ def test_the_engine_samples_and_rejects_what_needs_an_embedding(engine):
             engine.sample("a red circle", **options)
     with pytest.raises(UserError, match="has no clip, which is needed here"):
         engine.sample("a red circle", best_of=2)
+
+
+def test_the_empty_caption_is_encoded_as_in_training(loaded):
+    """The stand-in has T5's network, but a tokenizer with a start token."""
+    words = {"text_encoder": cascades.tokenizer()}
+    captions = tokenise(loaded.cascade, words, ["a red circle", ""])
+    features = jax.jit(lambda p: text_to_image.text_features(loaded.cascade, p, captions, KEYS))
+    encoded = features(loaded.params)
+    np.testing.assert_array_equal(encoded.empty.mask[0], encoded.text.mask[1])
+    assert encoded.empty.mask.sum() == 2
+    sequences = encoded.empty.sequence[0, :2], encoded.text.sequence[1, :2]
+    np.testing.assert_allclose(*sequences, atol=1e-5)
+
+
+@pytest.mark.parametrize("reader", NAMES[1:])
+def test_an_encoder_of_another_length_is_rejected_before_it_is_read(folder, reader):
+    path = folder / reader / "export"
+    card = handoff.read_manifest(path)
+    config = typed.as_dict(card.config)
+    config["model"]["text"]["context"] = 30
+    export.replace_manifest(path, dataclasses.replace(card, config=config))
+    message = f"computes 24 features per caption, but the {reader} reads 30; .* --context=30"
+    try:
+        with pytest.raises(UserError, match=message):
+            load.find_cascade(folder)
+    finally:
+        export.replace_manifest(path, card)
 
 
 def test_features_of_another_encoder_are_rejected(folder, tmp_path):

@@ -60,12 +60,20 @@ def test_logits_are_products_with_the_table_of_tokens(family, scale):
     np.testing.assert_allclose(result[0], scale * x @ table.T, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("family", "ids"), [("t5", [1, 0, 0, 0]), ("bert", [5, 1, 0, 0])])
-def test_the_empty_caption_holds_the_special_tokens_alone(family, ids):
+@pytest.mark.parametrize(
+    ("family", "start", "ids"),
+    [
+        ("t5", {}, [1, 0, 0, 0]),
+        ("bert", {}, [5, 1, 0, 0]),
+        ("t5", {"start_token": True}, [5, 1, 0, 0]),  # the stand-in's tokenizer
+        ("bert", {"start_token": False}, [1, 0, 0, 0]),
+    ],
+)
+def test_the_empty_caption_holds_the_special_tokens_alone(family, start, ids):
     model = dataclasses.replace(ENCODER.model.model, family=family, context=4)
     cfg = dataclasses.replace(ENCODER.model, model=model)
     params = tiny.random_params(text_encoder.make(cfg))
-    conditions = {"caption": TokenIds(TOKENS, MASK)}
+    conditions = {"caption": TokenIds(TOKENS, MASK), **start}
     out = text_encoder.sample_in_chain(
         cfg, params, conditions, keys=jax.random.split(jax.random.key(0))
     )

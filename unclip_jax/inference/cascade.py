@@ -37,7 +37,8 @@ class CascadeStage:
     Attributes:
         name: its folder in a run, and the key of its parameters and captions.
         config: its typed config.
-        measurements: conditions from files beside its parameters, such as a variance table.
+        measurements: conditions from files beside its parameters, such as a variance table, and
+            whether its tokenizer has a start token.
     """
 
     name: str
@@ -175,6 +176,27 @@ class Cascade:
 def _image_size(config: Any) -> int:
     """Returns the side of the images that a stage generates."""
     return getattr(config.model, "unet", config.model).image_size
+
+
+def check_slots(cascade: Cascade) -> None:
+    """Rejects stages that read another number of text features than the text encoder computes.
+
+    Raises:
+        UserError: naming the first, and both numbers.
+    """
+    feature = "text_features"
+    encoders = [stage for stage in cascade.stages if feature in stage.entry.yields]
+    for stage in cascade.stages:
+        if feature not in stage.reads:
+            continue
+        own = stage.entry.sample_spec(stage.config)[feature].shape[0]
+        for encoder in encoders:
+            if (context := encoder.entry.context(encoder.config)) != own:
+                raise UserError(
+                    f"the {encoder.name} computes {context} features per caption, but the "
+                    f"{stage.name} reads {own}; convert the text encoder again with "
+                    f"--context={own}, or use that of the run that the stage was trained in."
+                )
 
 
 class PlannedStage(NamedTuple):

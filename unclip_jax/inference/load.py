@@ -1,5 +1,6 @@
 """Loads a cascade from a run directory, and rejects stages that do not fit together."""
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from unclip_jax.diffusion.analytic import VarianceTable
 from unclip_jax.handoff import load, manifest, sidecar
 from unclip_jax.handoff.export import TOKENIZER
 from unclip_jax.handoff.manifest import Link, Manifest, require
-from unclip_jax.inference.cascade import VALUES, Cascade, CascadeStage
+from unclip_jax.inference.cascade import VALUES, Cascade, CascadeStage, check_slots
 from unclip_jax.stages import clip, prior, registry, text_encoder
 from unclip_jax.stages.classifier import ClassifierStageConfig
 from unclip_jax.stages.dvae import DvaeStageConfig
@@ -130,8 +131,10 @@ def find_cascade(run_dir: pathlib.Path, *, prior_name: str = "prior") -> Cascade
         name: functools.partial(_params, path, manifests[name], entries[name], configs[name])
         for name, path in exports.items()
     }
-    cascade = Cascade(stages)
-    return CascadeFiles(cascade, readers, manifests, _tokenizer_dirs(cascade, exports, manifests))
+    check_slots(Cascade(stages))
+    tokenizers = _tokenizer_dirs(Cascade(stages), exports, manifests)
+    cascade = Cascade(tuple(_with_start(stage, tokenizers) for stage in stages))
+    return CascadeFiles(cascade, readers, manifests, tokenizers)
 
 
 def load_tokenizers(folders: Mapping[str, pathlib.Path]) -> dict[str, Tokenizer]:
@@ -228,6 +231,15 @@ def _check_complete(
             needed |= {"z_txt"} if entry.role == "prior" else set()
     if missing:
         raise load.not_exported(run_dir, missing[-1], exports)
+
+
+def _with_start(stage: CascadeStage, tokenizers: Mapping[str, pathlib.Path]) -> CascadeStage:
+    """Returns a stage that knows, if it encodes the empty caption, how its tokenizer begins one."""
+    if "text_features" not in stage.entry.yields:
+        return stage
+    start = caption_tokenizer.load(tokenizers[stage.name]).start is not None
+    facts = (*stage.measurements, (text_encoder.START, start))
+    return dataclasses.replace(stage, measurements=facts)
 
 
 def _measurements(

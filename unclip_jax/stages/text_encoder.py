@@ -29,6 +29,7 @@ from unclip_jax.models.application import apply, one_example
 from unclip_jax.models.language_encoder import LanguageEncoder, LanguageEncoderConfig
 from unclip_jax.stages.entry import StageEntry
 
+START = "start_token"
 REPLACED, RANDOM = 0.8, 0.1  # fractions of the chosen tokens; the rest are kept (BERT, section 3.1)
 
 
@@ -118,10 +119,14 @@ def sample_in_chain(
     keys: Keys,
     sampling: None = None,
 ) -> dict[str, Any]:
-    """Encodes captions and the empty one (`entry.ChainSampler`); deterministic."""
+    """Encodes captions and the empty one (`entry.ChainSampler`); deterministic.
+
+    The condition START tells whether the tokenizer begins captions with a start token, as that of
+    the stand-in does and T5's does not; without it, BERT's is taken to.
+    """
     captions: TokenIds = conditions["caption"]
-    encloses = 1 if cfg.model.family == "t5" else 2
-    empty = empty_caption(captions.tokens, captions.mask, specials=encloses)
+    start = conditions.get(START, cfg.model.family == "bert")
+    empty = empty_caption(captions.tokens, captions.mask, specials=2 if start else 1)
     text = encode(cfg, params, captions)
     return {"text_features": EncodedCaptions(text, encode(cfg, params, TokenIds(*empty)))}
 
