@@ -131,6 +131,17 @@ def test_the_cascade_trains_imagen_on_its_text_encoder():
     assert "--workdir=/r/upsampler_256" in commands[-1]
 
 
+def test_the_paper_s_text_encoder_is_converted_not_trained():
+    commands = [" ".join(c) for c in dry_run("paper", "--chain=imagen", "--data=/d")]
+    assert "imagen_base.py:paper" in commands[0] and "/r/text_encoder/export" in commands[0]
+    command = ("launch/cascade", "--run=/r", "--chain=imagen", "--data=/d", "paper", "--dry-run")
+    note = bash(*command, PYTHON=sys.executable).stderr
+    (advice,) = re.findall(r"no text encoder at /r/text_encoder; .*`(.*)`", note)
+    _, _, module, source, *flags = shlex.split(advice)
+    convert = importlib.import_module(f"{module}.__main__").parser().parse_args([source, *flags])
+    assert (str(convert.out), convert.context, convert.dtype) == ("/r", 128, "bfloat16")
+
+
 @pytest.mark.parametrize("size", ["shapes", "portraits", "tiny", "karlo"])
 def test_a_tokenizer_made_by_the_cascade_fits_every_model(size: str):
     (prepare,) = [" ".join(c) for c in dry_run(size) if c[2].endswith("prepare")]

@@ -6,6 +6,7 @@ import logging
 import re
 import shlex
 import shutil
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
@@ -175,6 +176,23 @@ def test_a_tokenizer_that_is_not_the_one_of_the_data_is_rejected(tmp_path):
     caption_tokenizer.train(["a red fox"] * 3, vocab_size=530).save(tmp_path / "data" / "tokenizer")
     with pytest.raises(UserError, match="the tokenizer beside .* has hash .* manifest of the data"):
         identity(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("name", "entries", "message"),
+    [
+        ("clip", 1024, None),
+        ("clip", 1025, "has 1025 entries, .* 1024 rows; set .*vocab_size to 1025 or more"),
+        ("text_encoder", 1024, None),
+        ("text_encoder", 1025, "1025 rows, 1 of them for the mask; .*vocab_size to 1026 or more"),
+    ],
+)
+def test_the_token_table_has_a_row_for_each_entry_and_the_mask(name, entries, message):
+    """Else masked tokens would be the tokenizer's last entry, which ends captions."""
+    mine = tiny.experiment(name)
+    words = mock.Mock(spec=caption_tokenizer.Tokenizer, vocab_size=entries)
+    with pytest.raises(UserError, match=message) if message else contextlib.nullcontext():
+        input_pipeline._check_vocabulary(words, mine.build_stage(), mine)
 
 
 @pytest.fixture(scope="module")

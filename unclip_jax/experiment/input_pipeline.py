@@ -74,7 +74,7 @@ def open_inputs(experiment: Experiment, stage: Stage) -> Inputs:
     tokenizer = caption_tokenizer.load(folder) if folder else None
     if tokenizer:
         _check_tokenizer(experiment, tokenizer)
-        _check_vocabulary(tokenizer, stage)
+        _check_vocabulary(tokenizer, stage, experiment)
     facts = _facts(experiment, stage, tokenizer)
     if "text_features" in stage.batch_spec:  # of token ids that the stage does not see
         tokenizer = caption_tokenizer.load(
@@ -338,17 +338,21 @@ def _keys(experiment: Experiment) -> FeatureKeys:
 
 
 def _vocabulary(stage: Stage) -> int:
-    """Returns the number of rows of the stage's token table."""
+    """Returns the number of token ids that the stage reads, one for each entry of a tokenizer."""
     return int(stage.batch_spec["tokens"].high or 0) + 1
 
 
-def _check_vocabulary(tokenizer: Tokenizer, stage: Stage) -> None:
-    rows = _vocabulary(stage)
-    if tokenizer.vocab_size > rows:
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} entries, the model's token table {rows}; "
-            f"set config.model.model.vocab_size to {tokenizer.vocab_size} or more."
-        )
+def _check_vocabulary(tokenizer: Tokenizer, stage: Stage, experiment: Experiment) -> None:
+    """Rejects a tokenizer with more entries than the token table has rows for."""
+    size, most = tokenizer.vocab_size, _vocabulary(stage)
+    if size <= most:
+        return
+    spare = getattr(experiment.model.model, "vocab_size", most) - most
+    mask = f", {spare} of them for the mask" if spare else ""
+    raise UserError(
+        f"the tokenizer has {size} entries, the model's token table {most + spare} rows{mask}; set "
+        f"config.model.model.vocab_size to {size + spare} or more."
+    )
 
 
 def _facts(experiment: Experiment, stage: Stage, tokenizer: Tokenizer | None) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class TextEncoderStageConfig:
 
 def make(cfg: TextEncoderStageConfig) -> Stage:
     """Builds the `Stage` of masked-token prediction."""
-    spec = batches.text_fields(cfg.model.context, cfg.model.vocab_size)
+    spec = batches.text_fields(cfg.model.context, cfg.model.vocab_size - 1)  # the last is the mask
 
     def init(key: Key) -> Params:
         zeros = one_example(spec)
