@@ -51,6 +51,13 @@ def test_a_choice_among_the_stages_of_a_chain_of_codes_is_rejected(tmp_path, mon
         importing.convert([tmp_path], tmp_path / "run", options=ImportOptions(stages=("dalle",)))
 
 
+def test_sources_that_would_not_be_read_are_rejected(weights, tmp_path):
+    with pytest.raises(UserError, match="prior.safetensors is converted alone, but .* was given"):
+        importing.convert([weights, tmp_path], tmp_path / "run")
+    with pytest.raises(UserError, match=f"is converted alone, but {tmp_path} was given too"):
+        importing.find_stages([weights, tmp_path])
+
+
 def test_unknown_stages_are_rejected(tmp_path):
     with pytest.raises(UserError, match="unknown stage in --stages 'priro'. Did you mean 'prior'"):
         importing.convert([tmp_path], tmp_path / "run", options=ImportOptions(stages=("priro",)))

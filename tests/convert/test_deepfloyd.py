@@ -16,6 +16,7 @@ from tests.tokenization.test_language_tokenizers import PIECES, spiece
 from unclip_jax.backbones.unet_plan import UNetConfig
 from unclip_jax.conditioning.low_res_noise import AugmentConfig
 from unclip_jax.convert import deepfloyd, diffusers, importing
+from unclip_jax.convert.importing import ImportOptions
 from unclip_jax.core import config as typed
 from unclip_jax.core.checks import UserError
 from unclip_jax.handoff import export, load
@@ -163,6 +164,24 @@ def test_the_chain_comes_back_bit_for_bit(run, pipelines, tmp_path):
         if path.suffix in (".json", ".safetensors"):
             other = tmp_path / "again" / path.relative_to(pipelines)
             assert other.read_bytes() == path.read_bytes(), path
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        (["stage_1"], {"stages": ("decoder",)}, "has no decoder, .* it has text_encoder, imagen_b"),
+        (["stage_1"], {"stages": ("imagen_base", "upsampler_256")}, "has no upsampler_256, which"),
+        (["stage_1"], {"context": 32}, "--context is 32, the caption length of a T5 or BERT, but"),
+        (["stage_1/text_encoder", "stage_2"], {}, "is converted alone, but .*/stage_2 was given"),
+    ],
+)
+def test_requests_that_would_have_no_effect_are_rejected(
+    pipelines, tmp_path, names, options, message
+):
+    sources = [pipelines / name for name in names]
+    with pytest.raises(UserError, match=message):
+        importing.convert(sources, tmp_path / "run", options=ImportOptions(**options))
+    assert not (tmp_path / "run").exists()
 
 
 def test_settings_are_those_of_the_released_pipelines(pipelines):

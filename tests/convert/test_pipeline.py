@@ -329,6 +329,14 @@ def test_a_clip_alone_survives_a_round_trip(recordings, tiny, tmp_path):
         (["x", "--out=x", "--dtype=float16"], "unknown --dtype 'float16'"),
         (["x", "--out=x", "--stages=prio"], "Did you mean 'prior'"),
         (["x", "y", "--out=x", "--to=diffusers"], "takes one run directory"),
+        (
+            ["x", "--out=x", "--to=diffusers", "--licence=y"],
+            "--licence=y has no effect with --to=d",
+        ),
+        (
+            ["x", "--out=x", "--to=compact", "--stages=clip"],
+            "--stages=clip has no effect with --to",
+        ),
     ],
 )
 def test_what_the_command_rejects(argv, message):

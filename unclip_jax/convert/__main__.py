@@ -59,12 +59,28 @@ def main(argv: Sequence[str]) -> None:
     if args.to in writers:
         if len(args.source) > 1:
             raise UserError("--to takes one run directory; give one source.")
+        _check_import_flags(args)
         names = writers[args.to](args.source[0], args.out, dtype=args.dtype)
     else:
         names = importing.convert(
             args.source, args.out, options=_options(args), begin=importing.report_stage
         )
     sys.stdout.write(f"wrote {args.out}: {', '.join(names)}\n")
+
+
+def _check_import_flags(args: argparse.Namespace) -> None:
+    """Rejects flags of imports where a run is written in another layout.
+
+    Raises:
+        UserError: naming the first.
+    """
+    flags = ("stages", "tokenizer", "clip", "context", "pixels")
+    for name in flags if args.to == "compact" else (*flags, "licence"):
+        if (value := getattr(args, name)) is not None:
+            raise UserError(
+                f"--{name}={value} has no effect with --to={args.to}, which writes a run as it is; "
+                "leave it out."
+            )
 
 
 def _options(args: argparse.Namespace):

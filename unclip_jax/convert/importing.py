@@ -38,7 +38,7 @@ class ImportOptions:
     """Settings of a conversion.
 
     Attributes:
-        stages: to convert; those that the source does not have are left out.
+        stages: to convert; by default all that the source has.
         dtype: "float32" or "bfloat16", of parameters and computation.
         tokenizer: folder with a tokenizer, where the source has none.
         clip: export of the CLIP that stages belong to, where the source has none.
@@ -86,11 +86,13 @@ def convert(
                 f"float32; leave out --dtype={options.dtype}."
             )
         _check_whole(options, sources[0], names=[dalle2_pytorch.FOLDER])
+        _check_alone(sources)
         begin(dalle2_pytorch.FOLDER)
         return [dalle2_pytorch.convert(theirs, out, licence=licence, replace=replace)]
     if (codes := _codes_in(sources, options)) is not None:
         return _convert_codes(codes, sources, out, options, replace=replace)
     parts, tokenizer_dir = _stages_in(sources, options)
+    _check_choice(parts, sources, options)
     existing = [part.name for part in parts if (out / part.name).exists()]
     if existing and not replace:
         raise UserError(
@@ -137,6 +139,43 @@ def _check_request(sources: Sequence[pathlib.Path], options: ImportOptions) -> N
     for source in sources:
         if not source.exists():
             raise UserError(f"there is no {source}; give a folder or file of weights.")
+    if options.context is not None and not language_tensors.is_language_model(sources[0]):
+        raise UserError(
+            f"--context is {options.context}, the caption length of a T5 or BERT, but {sources[0]} "
+            "is another kind of source, whose own length is kept; leave it out."
+        )
+
+
+def _check_alone(sources: Sequence[pathlib.Path]) -> None:
+    """Rejects further sources beside one that is converted alone.
+
+    Raises:
+        UserError: naming them.
+    """
+    if len(sources) > 1:
+        others = ", ".join(str(source) for source in sources[1:])
+        raise UserError(
+            f"{sources[0]} is converted alone, but {others} was given too; convert one source at a "
+            "time, each to a run of its own."
+        )
+
+
+def _check_choice(
+    parts: Sequence[ConvertedStage], sources: Sequence[pathlib.Path], options: ImportOptions
+) -> None:
+    """Rejects stages of --stages that the sources do not have.
+
+    Raises:
+        UserError: naming the first, and the stages that they have.
+    """
+    if options.stages == STAGES:
+        return
+    names = [part.name for part in parts]
+    for stage in options.stages:
+        if stage not in names:
+            every, _ = _stages_in(sources, dataclasses.replace(options, stages=STAGES))
+            have = ", ".join(part.name for part in every)
+            raise UserError(f"{sources[0]} has no {stage}, which --stages names; it has {have}.")
 
 
 def _check_whole(options: ImportOptions, source: pathlib.Path, *, names: Sequence[str]) -> None:
@@ -173,6 +212,7 @@ def _codes_in(sources: Sequence[pathlib.Path], options: ImportOptions) -> _Codes
             "than DALL-E; minDALL-E, OpenAI's discrete VAE and VQGANs can be converted."
         )
     if mindalle.is_mindalle(sources[0]):
+        _check_alone(sources)
         folder = options.tokenizer or mindalle.tokenizer_dir(sources[0])
         return _Codes(mindalle.stages(sources[0], folder), mindalle.LICENCE, folder)
     if published := openai_dvae.files(sources):
@@ -261,6 +301,7 @@ def _stages_in(
             return deepfloyd.read_stages(sources, stages=options.stages)
         if language_tensors.is_language_model(sources[0]):
             _check_whole(options, sources[0], names=["text_encoder"])
+            _check_alone(sources)
             return [language_tensors.stage(sources[0], context=options.context)], sources[0]
         if options.stages == ("text_encoder",) and not karlo.is_pipeline(sources[0]):
             (clip,) = standalone_clip.clip_from(sources[0])
@@ -321,6 +362,7 @@ def find_stages(
     if karlo.is_pipeline(sources[0]):
         folders = karlo.components(sources)
         return karlo.read_stages(folders, stages=own), folders.get("tokenizer")
+    _check_alone(sources)
     if original.is_original(sources[0]):
         return original.read_stages(sources[0], stages=own), standalone_clip.tokenizer_beside(
             sources[0]
