@@ -57,6 +57,46 @@ def test_no_caption_holds_a_special_token(folder):
     assert ids[-1] == 1 and not {0, 1} & set(ids[:-1])
 
 
+@pytest.mark.parametrize(
+    ("included", "settings", "appended"),
+    [
+        (100, {}, 0),  # mT5
+        (100, {"extra_ids": 0}, 0),  # as its folder states
+        (100, {"extra_ids": 100}, 0),
+        (0, {"extra_ids": 0}, 0),
+        (0, {"extra_ids": 384}, 384),  # umT5
+        (2, {"extra_ids": 5}, 3),
+    ],
+)
+def test_spare_pieces_that_the_model_lacks_are_appended(tmp_path, included, settings, appended):
+    names = [(f"▁<extra_id_{i}>", 0.0, 4) for i in reversed(range(included))]
+    (tmp_path / "spiece.model").write_bytes(spiece(PIECES + names))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = caption_tokenizer.load(tmp_path)
+    assert tokenizer.vocab_size == len(PIECES) + included + appended
+    tokens, mask = tokenizer.encode(["red <extra_id_0>"], length=32)
+    assert tokens[0][mask[0]].tolist()[0] == 3 and tokens.max() < len(PIECES)
+
+
+def test_a_number_of_spare_pieces_is_a_number(folder):
+    (folder / "tokenizer_config.json").write_text('{"extra_ids": "100"}')
+    with pytest.raises(UserError, match="has extra_ids '100'; expected a number of pieces"):
+        caption_tokenizer.load(folder)
+
+
+def test_unknown_characters_become_bytes_where_the_model_has_them(tmp_path):
+    """Else all of them are one unknown piece. A snowman is E2 98 83 in UTF-8."""
+    every = [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
+    first = len(PIECES)
+    for pieces, expected in (
+        (PIECES, [3, 6, 2, 1]),
+        (PIECES + every, [3, 6, first + 0xE2, first + 0x98, first + 0x83, 1]),
+    ):
+        (tmp_path / "spiece.model").write_bytes(spiece(pieces))
+        tokens, mask = caption_tokenizer.load(tmp_path).encode(["red ☃"], length=16)
+        assert tokens[0][mask[0]].tolist() == expected
+
+
 def test_captions_are_lower_cased_where_the_model_was_trained_so(folder):
     description = language_tokenizers.lowercased(language_tokenizers.read(folder))
     upper = caption_tokenizer.Tokenizer(description).encode(["  RED "], length=4)[0]

@@ -5,6 +5,7 @@ They return descriptions for the `tokenizers` library; neither sentencepiece nor
 
 import json
 import pathlib
+import re
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -24,8 +25,9 @@ SETTINGS = "tokenizer_config.json"
 PIECES, NORMALISER = 1, 3
 TEXT, SCORE, KIND = 1, 2, 3
 CHARACTER_MAP = 2
-NORMAL, UNKNOWN, CONTROL = 1, 2, 3
-SPARE = 100  # <extra_id_0> to <extra_id_99>, which T5 appends to the pieces
+NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
+SPARE = 100  # <extra_id_0> to <extra_id_99>, which T5 appends to the pieces, and mT5's include
+_SPARE_PIECE = re.compile(r"▁?<extra_id_\d+>")
 _PRIVATE = 0xF0000
 PADDING, END, UNKNOWN_PIECE = "<pad>", "</s>", "<unk>"
 T5_SETTINGS = {
@@ -123,7 +125,11 @@ def lowercased(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unigram(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a SentencePiece unigram model, with T5's spare pieces and end token."""
+    """Reads a SentencePiece unigram model, with T5's end token and spare pieces.
+
+    Of the latter, `extra_ids` in the folder's settings, those that the model lacks are appended.
+    Characters without a piece become bytes where the model has pieces for them (mT5).
+    """
     pieces, kinds, character_map = [], [], b""
     for number, value in _fields(path.read_bytes(), path):
         if number == PIECES:
@@ -138,12 +144,16 @@ def _unigram(path: pathlib.Path) -> dict[str, Any]:
     ):
         raise UserError(f"{path} has no unknown or no end piece; expected T5's spiece.model.")
     end = [text for text, _ in pieces].index("</s>")
+    included = [bool(_SPARE_PIECE.fullmatch(text)) for text, _ in pieces]
     hidden = [
-        (chr(_PRIVATE + i) if kind == CONTROL else text, score)
-        for i, ((text, score), kind) in enumerate(zip(pieces, kinds, strict=True))
+        (chr(_PRIVATE + i) if kinds[i] == CONTROL or included[i] else text, score)
+        for i, (text, score) in enumerate(pieces)
     ]
-    spare = [(chr(_PRIVATE + len(hidden) + i), 0.0) for i in range(SPARE)]
-    engine = tokenizers.Tokenizer(models.Unigram(hidden + spare, unk_id=kinds.index(UNKNOWN)))
+    missing = max(0, _spare_pieces(path.parent) - sum(included))
+    spare = [(chr(_PRIVATE + len(hidden) + i), 0.0) for i in range(missing)]
+    engine = tokenizers.Tokenizer(
+        models.Unigram(hidden + spare, unk_id=kinds.index(UNKNOWN), byte_fallback=BYTE in kinds)
+    )
     if character_map:
         engine.normalizer = normalizers.Precompiled(character_map)
     metaspace = pre_tokenizers.Metaspace(prepend_scheme="always")
@@ -155,6 +165,25 @@ def _unigram(path: pathlib.Path) -> dict[str, Any]:
     return json.loads(engine.to_str())
 
 
+def _spare_pieces(directory: pathlib.Path) -> int:
+    """Returns the number of spare pieces that the settings of a T5's tokenizer state, or T5's."""
+    count = _settings(directory).get("extra_ids", SPARE)
+    if type(count) is not int or count < 0:
+        raise UserError(
+            f"{directory / SETTINGS} has extra_ids {count!r}; expected a number of pieces, such as "
+            f"{SPARE}. Copy it again."
+        )
+    return count
+
+
+def _settings(directory: pathlib.Path) -> dict[str, Any]:
+    """Returns the settings beside the files of a tokenizer; {} without any."""
+    path = directory / SETTINGS
+    if not path.is_file():
+        return {}
+    return parse_object(path.read_bytes(), where=str(path), advice="copy it again.")
+
+
 def _wordpiece(directory: pathlib.Path) -> dict[str, Any]:
     """Reads BERT's list of word pieces."""
     lines = (directory / WORDPIECE).read_text("utf-8").splitlines()
@@ -162,9 +191,7 @@ def _wordpiece(directory: pathlib.Path) -> dict[str, Any]:
     absent = [piece for piece in ("[UNK]", "[CLS]", "[SEP]") if piece not in vocab]
     if absent:
         raise UserError(f"{directory / WORDPIECE} lacks {', '.join(absent)}; expected BERT's list.")
-    path = directory / SETTINGS
-    advice = "copy it again."
-    own = parse_object(path.read_bytes(), where=str(path), advice=advice) if path.is_file() else {}
+    own = _settings(directory)
     engine = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     engine.normalizer = normalizers.BertNormalizer(
         lowercase=bool(own.get("do_lower_case", True)),
