@@ -166,6 +166,32 @@ def test_the_chain_comes_back_bit_for_bit(run, pipelines, tmp_path):
             assert other.read_bytes() == path.read_bytes(), path
 
 
+@pytest.mark.parametrize("licence", ["", "ours alone"])
+def test_what_is_not_applied_is_said_wherever_the_weights_go(pipelines, tmp_path, licence):
+    """Whatever licence is named: in manifests, from which every later card takes it, and README."""
+    sources = [pipelines / "stage_1", pipelines / "stage_2"]
+    importing.convert(sources, tmp_path / "run", options=ImportOptions(licence=licence))
+    own = licence or "DeepFloyd IF License: research and non-commercial use"
+    for name in CONFIGS:
+        terms = load.read_manifest(tmp_path / "run" / name / "export").licence
+        assert terms.startswith(own) and ("DeepFloyd IF License" in terms) == (not licence)
+        assert "safety checker and the watermarker" in terms and "asks for filters" in terms
+    card = " ".join((tmp_path / "run" / "README.md").read_text("utf-8").split())
+    assert "`safety_checker` and `watermarker` are not converted and not applied" in card
+    assert f"Licence of the weights: {own}" in card and "stage_1, stage_2" in card
+    diffusers.write(tmp_path / "run", tmp_path / "back")
+    card = " ".join((tmp_path / "back" / "README.md").read_text("utf-8").split())
+    assert "no safety checker and no watermarker" in card and "neither filtered nor marked" in card
+    assert f"Licence of the weights: {own}" in card
+
+
+def test_a_readme_that_is_there_already_is_kept(pipelines, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    options = ImportOptions(stages=("text_encoder",))
+    importing.convert([pipelines / "stage_1"], tmp_path, options=options)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [

@@ -32,7 +32,12 @@ BASE_SIZE = 64
 NOISE_LEVEL = 0.25  # of the enlarged image: timestep 250 of 1000
 LICENCE = (
     "DeepFloyd IF License: research and non-commercial use; read the licence that came with the "
-    "weights. It asks for safety filters where images are shown to others"
+    "weights"
+)
+# Part of the terms in every manifest, also those of fine-tuned stages, whatever licence is named.
+SAFETY = (
+    "the safety checker and the watermarker of DeepFloyd IF's pipelines are not applied here, and "
+    "its licence asks for filters where images are shown to others"
 )
 # Steps and guidance that the pipelines use by default.
 USUAL = {BASE: ("ddim100", 7.0), SUPER_RES: ("ddim50", 4.0)}

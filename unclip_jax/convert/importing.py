@@ -21,8 +21,10 @@ from unclip_jax.convert import (
     taming_vqgan,
 )
 from unclip_jax.convert.converted_stage import ConvertedStage, Provenance, write_run
+from unclip_jax.convert.model_card import import_card
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.config import as_dict, build, check_limits
+from unclip_jax.core.files import write_atomically
 from unclip_jax.handoff.load import read_manifest
 from unclip_jax.stages.registry import stage_entry
 from unclip_jax.tokenization import caption_tokenizer
@@ -30,6 +32,7 @@ from unclip_jax.weight_files.tensor_source import read_json
 
 STAGES = (*karlo.STAGES, *(name for name in deepfloyd.STAGES if name not in karlo.STAGES))
 WHOLE = ("dvae", "dalle", dalle2_pytorch.FOLDER)  # of sources without a choice of stages
+README = "README.md"
 STAMP = "source.json"  # in a cache: the files that it was converted from
 
 
@@ -78,7 +81,7 @@ def convert(
             then.
     """
     _check_request(sources, options)
-    licence = options.licence or default_licence(sources[0])
+    licence = terms(sources[0], options.licence)
     if (theirs := dalle2_pytorch.read(sources[0])) is not None:
         if options.dtype != "float32":
             raise UserError(
@@ -125,6 +128,8 @@ def convert(
             dtype=options.dtype,
             begin=begin,
         )
+    if lower and (replace or not (out / README).exists()):
+        write_atomically(out / README, import_card(written, source=named))
     return list(written)
 
 
@@ -272,11 +277,17 @@ def _check_vocabulary(
             )
 
 
-def default_licence(source: pathlib.Path) -> str:
-    """Returns the terms of the weights in a layout."""
-    if language_tensors.is_language_model(source):
-        return language_tensors.LICENCE
-    return deepfloyd.LICENCE if deepfloyd.is_pipeline(source) else karlo.LICENCE
+def terms(source: pathlib.Path, licence: str) -> str:
+    """Returns the terms of the weights in a layout, for manifests.
+
+    Args:
+        source: folder or file of the weights.
+        licence: as the user names it; "" = that of the layout.
+    """
+    if deepfloyd.is_pipeline(source):
+        return f"{licence or deepfloyd.LICENCE}; {deepfloyd.SAFETY}"
+    own = language_tensors if language_tensors.is_language_model(source) else karlo
+    return licence or own.LICENCE
 
 
 def report_stage(name: str) -> None:

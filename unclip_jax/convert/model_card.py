@@ -30,6 +30,19 @@ IMAGEN_ENLARGING = """second = IFSuperResolutionPipeline.from_pretrained(
 images = second(image=images, **options, {}).images
 """
 
+UNFILTERED = """## Safety
+
+These folders hold no safety checker and no watermarker, and the code below loads the pipelines
+without them: images are neither filtered nor marked. Where they are shown to others, filter them
+first, as the licence of weights from DeepFloyd IF asks; its own checker and watermarker are
+arguments of `from_pretrained`."""
+
+IMPORTED = """## Safety
+
+Of the pipelines of DeepFloyd IF, the components `safety_checker` and `watermarker` are not
+converted and not applied: images that are sampled with this run are neither filtered nor marked.
+Its licence, which came with the weights, asks for filters where images are shown to others."""
+
 
 def model_card(cards: Mapping[str, Manifest], *, pipeline: str | None) -> str:
     """Returns the text of README.md.
@@ -46,6 +59,17 @@ def model_card(cards: Mapping[str, Manifest], *, pipeline: str | None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def import_card(cards: Mapping[str, Manifest], *, source: str) -> str:
+    """Returns the text of README.md in a run directory that was converted from DeepFloyd IF.
+
+    Args:
+        cards: manifests of the stages, by folder.
+        source: names of the folders that they were converted from.
+    """
+    parts = _card(cards, title=source, library="unclip_jax", task="text-to-image")
+    return "\n\n".join([*parts, IMPORTED]) + "\n"
+
+
 def imagen_card(cards: Mapping[str, Manifest], *, calls: Sequence[tuple[int, float]]) -> str:
     """Returns the text of README.md beside pipelines of DeepFloyd IF.
 
@@ -56,7 +80,7 @@ def imagen_card(cards: Mapping[str, Manifest], *, calls: Sequence[tuple[int, flo
     parts = _card(cards, title="IFPipeline", library="diffusers", task="text-to-image")
     loading = IMAGEN_LOADING + (IMAGEN_ENLARGING if len(calls) > 1 else "") + "```"
     options = (f"num_inference_steps={n}, guidance_scale={scale}" for n, scale in calls)
-    return "\n\n".join([*parts, loading.format(*options)]) + "\n"
+    return "\n\n".join([*parts, UNFILTERED, loading.format(*options)]) + "\n"
 
 
 def plain_card(cards: Mapping[str, Manifest]) -> str:
