@@ -1,5 +1,6 @@
 """Averaged parameters leave training: for the export and for the variance table."""
 
+import dataclasses
 import types
 from unittest import mock
 
@@ -10,7 +11,7 @@ import pytest
 from tests.stages import tiny
 from unclip_jax.core.types import Params
 from unclip_jax.data.loader import Loader
-from unclip_jax.experiment import training_run
+from unclip_jax.experiment import input_pipeline, training_run
 from unclip_jax.experiment.input_pipeline import Inputs
 from unclip_jax.training.state import TrainState
 
@@ -51,3 +52,30 @@ def test_a_run_passes_on_its_averaged_parameters(outputs, tmp_path):
     assert outputs["manifest"].step == 7
     assert outputs["manifest"].z_scale == pytest.approx(tiny.experiment("prior").model.scale)
     assert jax.tree.leaves(outputs["export"]) != jax.tree.leaves(RAW)
+
+
+@pytest.mark.parametrize(
+    ("null", "share", "init_from", "stated"),
+    [
+        ("empty", 0.1, "", 0.1),
+        ("empty", 0.0, "", 0.0),
+        ("empty", 0.0, "RUN/imagen_base/export", None),  # whose training may have had them
+        ("empty", 0.2, "RUN/imagen_base/export", 0.2),
+        ("zero", 0.0, "", None),
+    ],
+)
+def test_training_states_its_share_of_empty_captions(null, share, init_from, stated):
+    own = tiny.experiment("imagen_base")
+    model = own.model
+    text = dataclasses.replace(model.model.text, null=null)
+    model = dataclasses.replace(
+        model,
+        model=dataclasses.replace(model.model, text=text),
+        drop_text=0.1 if null == "zero" else 0.0,
+        sampling=dataclasses.replace(model.sampling, guidance_scale=1.0),
+    )
+    data = dataclasses.replace(own.data, empty_captions=share)
+    own = dataclasses.replace(own, model=model, data=data, init_from=init_from)
+    resolved = input_pipeline.resolve(own)
+    assert resolved.model.empty_captions == stated
+    assert resolved.identity() == own.identity()

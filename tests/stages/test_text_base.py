@@ -179,6 +179,21 @@ def test_upsamplers_of_captions_are_trained_for_what_they_do(changes, message):
         dataclasses.replace(SR, **changes)
 
 
+@pytest.mark.parametrize("cfg", [CFG, SR], ids=["base", "upsampler"])
+def test_guidance_away_from_the_empty_caption_needs_empty_captions(cfg):
+    text = dataclasses.replace(cfg.model.text, null="empty")
+    model = dataclasses.replace(cfg.model, text=text)
+    guided = dataclasses.replace(cfg.sampling, guidance_scale=2.0)
+    own = dataclasses.replace(cfg, model=model, drop_text=0.0, sampling=guided)  # converted
+    dataclasses.replace(own, empty_captions=0.1)
+    with pytest.raises(UserError, match="guidance_scale is 2.0, but config.data.empty_captions is"):
+        dataclasses.replace(own, empty_captions=0.0)
+    plain = dataclasses.replace(cfg.sampling, guidance_scale=1.0)
+    trained = dataclasses.replace(own, sampling=plain, empty_captions=0.0)
+    with pytest.raises(UserError, match="guidance_scale is 2.0, but config.data.empty_captions is"):
+        trained.check_guidance(guided)
+
+
 def test_text_needs_attention_and_drops_need_text():
     unet = dataclasses.replace(CFG.model.unet, attention_at=())
     with pytest.raises(UserError, match="text.attend is on, but unet.attention_at is empty"):

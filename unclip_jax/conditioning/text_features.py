@@ -20,7 +20,7 @@ from unclip_jax.models.application import apply
 from unclip_jax.models.text_condition import TextConditionConfig, TextFeatures
 from unclip_jax.objectives import gaussian
 
-DROP = "config.model.drop_text"
+DROP, EMPTY = "config.model.drop_text", "config.data.empty_captions"
 
 
 def fields(cfg: TextConditionConfig) -> BatchSpec:
@@ -79,13 +79,23 @@ def check_text_path(cfg: TextConditionConfig, *, attention: bool, norm: str) -> 
         )
 
 
-def check_guidance(cfg: TextConditionConfig, scale: Scale, *, drop: float) -> None:
+def check_guidance(
+    cfg: TextConditionConfig, scale: Scale, *, drop: float, empty: float | None
+) -> None:
     """Rejects guidance of a network that was never trained without captions.
 
+    Args:
+        cfg: the path of text.
+        scale: of the guidance.
+        drop: share of training captions that were dropped.
+        empty: share that were the empty caption; None = not known.
+
     Raises:
-        UserError: the scale is not 1, and captions are never dropped.
+        UserError: the scale is not 1, and the share of the network's null is 0.
     """
-    gaussian.check_guidance(scale, drops={DROP: drop} if cfg.null == "zero" else {})
+    drops = {DROP: drop} if cfg.null == "zero" else {EMPTY: empty}
+    known = {name: share for name, share in drops.items() if share is not None}
+    gaussian.check_guidance(scale, drops=known)
 
 
 def keep_masks(

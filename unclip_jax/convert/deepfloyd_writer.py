@@ -38,7 +38,7 @@ from unclip_jax.weight_files.writing import write_json, write_tensors
 FOLDERS = {"imagen_base": "stage_1", "upsampler_256": "stage_2"}
 # Options of training and of the compute type, and those that a call of the pipeline chooses.
 FREE = {
-    *("drop_text", "crop", "mask_share", "augment.most"),
+    *("drop_text", "empty_captions", "crop", "mask_share", "augment.most"),
     *(f"model.{name}" for name in ("remat", "dtype")),
     *(f"model.unet.{name}" for name in ("remat", "dtype", "dropout")),
     *("sampling.steps", "sampling.guidance_scale"),

@@ -194,6 +194,7 @@ class Experiment:
         facts = {name: as_dict(getattr(self, name)) for name in ("stage", "name", "model", "optim")}
         facts = _without_later(facts, self.stage)
         facts["model"].pop("sampling", None)
+        facts["model"].pop("empty_captions", None)  # that of the data
         if self.distill is not None:
             facts["distill"] = as_dict(self.distill)
         data, train = as_dict(self.data), as_dict(self.train)

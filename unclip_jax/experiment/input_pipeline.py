@@ -212,15 +212,30 @@ def resolve(experiment: Experiment) -> Experiment:
     """Returns `experiment` with the part of its model that follows from the training data.
 
     Raises:
-        UserError: the data are missing, or need a larger model.
+        UserError: the data are missing, or need a larger model; or no caption is empty, but the
+            sampling is guided away from the empty caption.
     """
-    entry, model = experiment.entry, experiment.model
+    entry, model = experiment.entry, _with_empty_captions(experiment)
     if entry.resolve_fields is not None and not experiment.init_from:
         model = entry.resolve_fields(model, matching.open_pairs(experiment.data.pairs).fields())
         experiment = dataclasses.replace(experiment, model=model)
     if entry.resolve is not None:
         model = entry.resolve(model, _rows(experiment))
     return dataclasses.replace(experiment, model=model)
+
+
+def _with_empty_captions(experiment: Experiment) -> Any:
+    """Returns the model with the share of empty captions that it is trained on, if it states one.
+
+    Training on from an export without any leaves the share of that export.
+    """
+    model, share = experiment.model, experiment.data.empty_captions
+    text = getattr(getattr(model, "model", None), "text", None)
+    if getattr(text, "null", "") != "empty" or not hasattr(model, "empty_captions"):
+        return model
+    if experiment.init_from and not share:
+        return model
+    return dataclasses.replace(model, empty_captions=share)
 
 
 def fit_params(experiment: Experiment, stage: Stage) -> Callable[[], Params] | None:

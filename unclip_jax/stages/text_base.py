@@ -39,12 +39,16 @@ class TextBaseStageConfig:
         diffusion: chain and target; eps without a learned variance in the paper.
         sampling: default sampling.
         drop_text: fraction of examples whose caption is dropped (10 %).
+        empty_captions: fraction of the training captions that were replaced by the empty one, where
+            `text.null` is "empty"; set by training (`config.data.empty_captions`), None after a
+            conversion.
     """
 
     model: TextBaseConfig
     diffusion: DiffusionConfig = DiffusionConfig()
     sampling: SamplingConfig = SamplingConfig(steps="256", threshold="dynamic")
     drop_text: float = 0.1
+    empty_captions: float | None = None
 
     def __post_init__(self):
         in_range(text_features.DROP, self.drop_text, 0.0, 1.0)
@@ -66,11 +70,11 @@ class TextBaseStageConfig:
         """Rejects guidance without drops.
 
         Raises:
-            UserError: the scale is not 1, and `drop_text` is 0.
+            UserError: the scale is not 1, and `drop_text` or `empty_captions` is 0.
         """
         self.diffusion.check_sampling(sampling)
-        scale = sampling.guidance_scale
-        text_features.check_guidance(self.model.text, scale, drop=self.drop_text)
+        shares = {"drop": self.drop_text, "empty": self.empty_captions}
+        text_features.check_guidance(self.model.text, sampling.guidance_scale, **shares)
 
 
 def make(cfg: TextBaseStageConfig) -> Stage:

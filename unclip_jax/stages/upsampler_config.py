@@ -29,6 +29,8 @@ class UpsamplerStageConfig:
             sampler); Karlo does not.
         drop_text: fraction of examples whose caption is dropped, if the network reads text (10 % in
             Imagen, section 4.1).
+        empty_captions: share of the training captions that were the empty one, where `text.null` is
+            "empty"; training states it (`config.data.empty_captions`), conversions leave it None.
     """
 
     model: UpsamplerConfig
@@ -40,6 +42,7 @@ class UpsamplerStageConfig:
     last_step: bool = False
     quantise: bool = True
     drop_text: float = 0.0
+    empty_captions: float | None = None
 
     def __post_init__(self):
         size, factor, stride = self.model.unet.image_size, self.model.factor, self.model.unet.stride
@@ -91,8 +94,8 @@ class UpsamplerStageConfig:
         """
         self.diffusion.check_sampling(sampling)
         if self.model.text is not None:
-            scale = sampling.guidance_scale
-            text_features.check_guidance(self.model.text, scale, drop=self.drop_text)
+            shares = {"drop": self.drop_text, "empty": self.empty_captions}
+            text_features.check_guidance(self.model.text, sampling.guidance_scale, **shares)
         elif not guidance.is_off(sampling.guidance_scale):
             raise UserError(
                 f"guidance_scale is {sampling.guidance_scale}, but upsamplers see no "
