@@ -94,8 +94,8 @@ def check_guidance(
         UserError: the scale is not 1, and the share of the network's null is 0.
     """
     drops = {DROP: drop} if cfg.null == "zero" else {EMPTY: empty}
-    known = {name: share for name, share in drops.items() if share is not None}
-    gaussian.check_guidance(scale, drops=known)
+    shares = {name: share for name, share in drops.items() if share is not None}
+    gaussian.check_guidance(scale, drops=shares)
 
 
 def keep_masks(

@@ -96,12 +96,8 @@ def convert(
         return _convert_codes(codes, sources, out, options, replace=replace)
     parts, tokenizer_dir = _stages_in(sources, options)
     _check_choice(parts, sources, options)
-    existing = [part.name for part in parts if (out / part.name).exists()]
-    if existing and not replace:
-        raise UserError(
-            f"{out} has {', '.join(existing)} already, on which other stages may depend; give "
-            "another --out, or remove the stages to replace."
-        )
+    if not replace:
+        _check_absent(parts, out)
     folder = options.tokenizer or tokenizer_dir
     if folder is None:
         raise UserError(
@@ -162,6 +158,20 @@ def _check_alone(sources: Sequence[pathlib.Path]) -> None:
         raise UserError(
             f"{sources[0]} is converted alone, but {others} was given too; convert one source at a "
             "time, each to a run of its own."
+        )
+
+
+def _check_absent(parts: Sequence[ConvertedStage], out: pathlib.Path) -> None:
+    """Rejects stages that a run has already.
+
+    Raises:
+        UserError: naming them.
+    """
+    existing = [part.name for part in parts if (out / part.name).exists()]
+    if existing:
+        raise UserError(
+            f"{out} has {', '.join(existing)} already, on which other stages may depend; give "
+            "another --out, or remove the stages to replace."
         )
 
 
