@@ -16,7 +16,7 @@ from unclip_jax.core.types import Image, Keys, LowRes, Params, PerExample
 from unclip_jax.diffusion import ddim_inversion, respace, samplers
 from unclip_jax.diffusion.schedule import Schedule
 from unclip_jax.inference import text_to_image
-from unclip_jax.inference.cascade import Cascade
+from unclip_jax.inference.cascade import Captions, Cascade
 from unclip_jax.stages import upsampler
 from unclip_jax.stages.upsampler import UpsamplerStageConfig, quantise
 
@@ -92,31 +92,33 @@ def encode(
 def decode(
     cascade: Cascade,
     params: dict[str, Any],
-    base: LowRes,
+    images: LowRes,
     *,
     details: UpsamplerLatents,
     keys: Keys,
     steps: str | None = None,
     eta: PerExample | None = None,
+    captions: Captions | None = None,
 ) -> Image:
-    """Enlarges `base` from the noise in `details`, then by the further upsamplers from fresh noise.
+    """Enlarges `images` from the noise in `details`, then by the further upsamplers from fresh noise.
 
     Args:
         cascade: configs of the stages.
         params: their parameters.
-        base: images in [-1, 1] at the decoder's size.
+        images: in [-1, 1] at the decoder's size.
         details: x_T from `encode`, or interpolated; may be fewer than the upsamplers.
         keys: one per image; used where a step is stochastic and by upsamplers without details.
         steps: grid of the chains, the one of `encode`.
         eta: DDIM's eta, one per image; None = 0.
+        captions: of the images, for further upsamplers that read captions.
     """
-    low = base
+    low = images
     for index, x_T in enumerate(details):
         chain = _Chain(
             cascade.upsamplers[index], cascade.upsampler_params(params)[index], low, steps
         )
         low = chain.sample(x_T, keys=rng.fold_each(keys, "upsampler", index), eta=eta)
-    return text_to_image.upsample(cascade, params, low, keys, start=len(details))
+    return text_to_image.upsample(cascade, params, low, keys, start=len(details), captions=captions)
 
 
 class _Chain:

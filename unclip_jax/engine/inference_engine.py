@@ -11,7 +11,7 @@ path are arguments of the program; chains and other options are static.
 
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -272,6 +272,7 @@ class InferenceEngine:
                 details=batch.latent.details,
                 steps=batch.upsampler_steps,
                 eta=batch.eta,
+                captions=batch.captions,
             )
         previews = None if previews is None else to_uint8(np.asarray(previews))
         return DecodedImages(to_uint8(np.asarray(images)), previews)
@@ -291,24 +292,25 @@ class InferenceEngine:
         details: UpsamplerLatents = (),
         steps: str | None = None,
         eta: Float[Array, " b"] | None = None,
-        captions: Sequence[str] | None = None,
+        captions: Sequence[str | None] | None = None,
     ) -> Image:
         """Runs the upsamplers from number `start` on, if there are any.
 
         With `details` they run from the first on, starting from these, with `steps` and `eta`.
-        `captions`, one per image, are for upsamplers that read captions.
+        `captions`, one per image, are for upsamplers that read captions; None = the empty caption.
         """
-        if not self.cascade.upsamplers[start:]:
+        stages, tokens = self.cascade.upsamplers[start:], None
+        if not stages:
             return images
+        if captions is not None and any(cfg.model.text is not None for cfg in stages):
+            tokens = self.tokens([caption or "" for caption in captions])
+        inputs, static = {"images": images, "keys": keys, "captions": tokens}, {"start": start}
+        function: Callable[..., Image] = text_to_image.upsample
         if details:
-            decode = self.runner.compiled(upsampler_latents.decode, "steps")
-            inputs = {"base": images, "keys": keys, "details": details, "eta": eta}
-            run = lambda batch: decode(self.params, **batch, steps=steps)  # noqa: E731
-            return self.runner.run(run, inputs, "upsample")
-        enlarge = self.runner.compiled(text_to_image.upsample, "start")
-        tokens = None if captions is None else self.tokens(captions)
-        inputs = {"images": images, "keys": keys, "captions": tokens}
-        run = lambda batch: enlarge(self.params, **batch, start=start)  # noqa: E731
+            function, static = upsampler_latents.decode, {"steps": steps}
+            inputs |= {"details": details, "eta": eta}
+        enlarge = self.runner.compiled(function, *static)
+        run = lambda batch: enlarge(self.params, **batch, **static)  # noqa: E731
         return self.runner.run(run, inputs, "upsample")
 
     def invert_ddpm(
@@ -381,7 +383,7 @@ class InferenceEngine:
         return images, previews, keys
 
     def _decode_whole(self, **inputs: Any) -> tuple[Image, Float[Array, " b p h w 3"] | None]:
-        decode = self.runner.compiled(_decode, "options", config=self.cascade.decoder)
+        decode = self.runner.compiled(decoding.decode_rows, "options", config=self.cascade.decoder)
         return decode(self.params["decoder"], **inputs)
 
     def _decode_in_parts(
@@ -439,12 +441,3 @@ class InferenceEngine:
 def _keys(seed: int, indices: Sequence[int], candidate: int = 0) -> Keys:
     keys = text_to_image.keys_for(seed, jnp.asarray(indices))
     return text_to_image.candidate_keys(keys, candidate) if candidate else keys
-
-
-def _decode(
-    cfg: Any, params: Any, x_T: Image, *, options: DecodeOptions, **inputs: Any
-) -> tuple[Image, Float[Array, " b p h w 3"] | None]:
-    """`decoding.decode` with the previews beside each image."""
-    decoded = decoding.decode(cfg, params, x_T, options=options, **inputs)
-    previews = decoded.previews
-    return decoded.images, None if previews is None else jnp.swapaxes(previews, 0, 1)

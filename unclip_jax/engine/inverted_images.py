@@ -74,5 +74,7 @@ def decode(
     if upsample:
         keys = text_to_image.keys_for(conditioning.seed, jnp.asarray(conditioning.indices))
         details = jax.tree.map(lambda x: x[jnp.asarray(of)], inverted.details)
-        images = engine.upsample(images, keys, details=details, steps=upsampler_steps)
+        images = engine.upsample(
+            images, keys, details=details, steps=upsampler_steps, captions=conditioning.captions
+        )
     return to_uint8(np.asarray(images))

@@ -58,4 +58,4 @@ def complete(
         side = images.shape[1] // keep.shape[1]
         pixels = jnp.repeat(jnp.repeat(keep, side, axis=1), side, axis=2)
         base = jnp.where(pixels[..., None], images, base)
-    return text_to_image.upsample(cascade, params, base, keys)
+    return text_to_image.upsample(cascade, params, base, keys, captions=captions)

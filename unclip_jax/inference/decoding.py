@@ -150,6 +150,15 @@ def decode(
     return BaseImages(finish(sampled.x, inpaint), previews)
 
 
+def decode_rows(
+    cfg: DecoderStageConfig, params: Params, x_T: Image, *, options: DecodeOptions, **inputs: Any
+) -> tuple[Image, Float[Array, " b p h w c"] | None]:
+    """Samples as `decode`, with the previews of each image in its row."""
+    decoded = decode(cfg, params, x_T, options=options, **inputs)
+    previews = decoded.previews
+    return decoded.images, None if previews is None else jnp.swapaxes(previews, 0, 1)
+
+
 def decode_part(
     cfg: DecoderStageConfig,
     params: Params,

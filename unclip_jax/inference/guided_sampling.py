@@ -136,4 +136,4 @@ def sample(
         guide=Guide(gradient, scale, form),
         sampling=sampling,
     )
-    return text_to_image.upsample(cascade, params, base, keys)
+    return text_to_image.upsample(cascade, params, base, keys, captions=captions)
