@@ -6,10 +6,12 @@ import json
 import numpy as np
 import pytest
 
+from tests import cascades
 from unclip_jax import evaluate
 from unclip_jax.core.checks import UserError
 from unclip_jax.evaluation import sweep_points
-from unclip_jax.inference import batch_sampling
+from unclip_jax.handoff import export
+from unclip_jax.inference import batch_sampling, load
 
 SIZE = 16
 
@@ -110,6 +112,44 @@ def test_mistakes_are_named_before_anything_is_sampled(run_dir, tmp_path, more, 
     draw = Draws()
     with pytest.raises(UserError, match=message):
         run(run_dir, tmp_path, *more, draw=draw)
+    assert not draw.calls
+
+
+@pytest.fixture(scope="module")
+def imagen(run_dir, tmp_path_factory):
+    """A text encoder and Imagen's base model, with the data of the other run."""
+    folder = tmp_path_factory.mktemp("imagen")
+    cascades.write(folder, names=("text_encoder", "imagen_base"))
+    (folder / "data").symlink_to(run_dir / "data")
+    return folder
+
+
+def test_a_chain_without_a_clip_is_swept_by_features_of_another(run_dir, imagen, tmp_path):
+    out = tmp_path / "out"
+    draw = run(imagen, out, f"--features=clip:{run_dir}/clip/export", "--steps=2")
+    assert draw.calls == [(1.0, "2", "ddim"), (2.5, "2", "ddim")]
+    assert draw.z_img is None and len(draw.captions) == 8
+    whole = json.loads((out / "sweep.json").read_text())
+    assert np.isfinite(whole["points"][0]["scores"]["frechet"])
+    assert "clip_score" not in whole["points"][0]["scores"]
+    protocol = whole["protocol"]
+    assert protocol["clip"] is None and protocol["prior"] is None
+    loaded = load.load_cascade(imagen)
+    assert protocol["decoder"] == export.params_id(loaded.params["imagen_base"])[:16]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "has no clip, of whose features the distances would be; give --features=clip:EXPORT"),
+        (["--condition=z_txt"], "--condition is 'z_txt', but the imagen_base reads no embedding"),
+        (["--condition=z_img"], "--condition is 'z_img', but the imagen_base reads no embedding"),
+    ],
+)
+def test_what_a_chain_without_a_clip_cannot_do_is_named(imagen, tmp_path, more, message):
+    draw = Draws()
+    with pytest.raises(UserError, match=message):
+        run(imagen, tmp_path, *more, draw=draw)
     assert not draw.calls
 
 

@@ -105,6 +105,13 @@ def test_the_engine_samples_and_rejects_what_needs_an_embedding(engine):
     for options in ({"negative": "a blue square"}, {"previews": 2}):
         with pytest.raises(UserError, match=sentence):
             engine.sample("a red circle", **options)
+    rejected = {
+        "condition": ("z_txt", "--condition is 'z_txt', but the imagen_base reads no embedding"),
+        "candidates": (4, "--candidates is 4, but no prior samples embeddings here; leave it out"),
+    }
+    for name, (value, message) in rejected.items():
+        with pytest.raises(UserError, match=message):
+            engine.sample("a red circle", **{name: value})
     with pytest.raises(UserError, match="has no clip, which is needed here"):
         engine.sample("a red circle", best_of=2)
 

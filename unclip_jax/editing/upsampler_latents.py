@@ -100,7 +100,7 @@ def decode(
     eta: PerExample | None = None,
     captions: Captions | None = None,
 ) -> Image:
-    """Enlarges `images` from the noise in `details`, then by the further upsamplers from fresh noise.
+    """Enlarges images from the noise in `details`, then by further upsamplers from fresh noise.
 
     Args:
         cascade: configs of the stages.

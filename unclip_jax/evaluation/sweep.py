@@ -113,20 +113,20 @@ class SharedInputs:
 
     Attributes:
         captions: one per image, repeated for several images of one.
-        z_img: [b z] of every image.
-        z_txt: [b z] of every caption.
+        z_img: [b z] of every image; None for a decoder that reads no embedding.
+        z_txt: [b z] of every caption; None without a CLIP.
         real: features of the reference.
         extractor: the feature extractor.
-        clip: the cascade's own CLIP, for CLIP score and diversity.
+        clip: the cascade's own CLIP, for CLIP score and diversity; None = the models have none.
         checked_captions: for the exact checker; () outside the procedural worlds.
     """
 
     captions: tuple[str, ...]
-    z_img: np.ndarray
-    z_txt: np.ndarray
+    z_img: np.ndarray | None
+    z_txt: np.ndarray | None
     real: report.SetFeatures
     extractor: Extractor
-    clip: Extractor
+    clip: Extractor | None
     checked_captions: tuple[str, ...]
 
 
@@ -143,8 +143,9 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
             f"{config.models} is loaded as a chain that decodes codes, which has no decoder to "
             "sweep; use `evaluate rerank`, or --chain=unclip."
         )
+    condition = "z_img" if loaded.cascade.decoder_reads_embedding else config.condition
     options = {
-        point: sample_options(loaded, condition="z_img", **point._asdict()) for point in points
+        point: sample_options(loaded, condition=condition, **point._asdict()) for point in points
     }
     inputs = prepare(config, loaded)
     first = jax.process_index() == 0
@@ -175,7 +176,7 @@ def prepare(config: SweepConfig, loaded: LoadedCascade) -> SharedInputs:
     """Reads captions, and computes their embeddings and the features of the reference.
 
     Raises:
-        UserError: data without captions, or too few examples.
+        UserError: data without captions, too few examples, or nothing to compute features with.
     """
     size = loaded.cascade.image_size
     examples = config.open_images(size=size)
@@ -189,17 +190,19 @@ def prepare(config: SweepConfig, loaded: LoadedCascade) -> SharedInputs:
             )
     captions = tuple(c for c in examples.captions[: config.num] for _ in range(config.images))
     engine = InferenceEngine(loaded, batch=config.batch)
-    own = clip(loaded.params["clip"], cfg=loaded.cascade.clip.model, weights=engine.clip_id[:16])
-    extractor = (
-        feature_extraction.open_extractor(config.features, resize=config.resize)
-        if config.features
-        else own
-    )
+    extractor = own = _own_clip(loaded)
+    if config.features:
+        extractor = feature_extraction.open_extractor(config.features, resize=config.resize)
+    if extractor is None:
+        raise UserError(
+            f"{config.models} has no clip, of whose features the distances would be; give "
+            "--features=clip:EXPORT or --features=inception:FILE."
+        )
     real = config.open_images(size=size, num=config.reference)
     return SharedInputs(
         captions,
-        _embeddings(engine, config, captions),
-        np.asarray(engine.text_embeddings(captions)),
+        _embeddings(engine, config, captions) if engine.cascade.decoder_reads_embedding else None,
+        None if own is None else np.asarray(engine.text_embeddings(captions)),
         feature_extraction.collect(extractor, real, batch_size=config.batch, name="real"),
         extractor,
         own,
@@ -216,17 +219,8 @@ def score(images: np.ndarray, inputs: SharedInputs, config: SweepConfig) -> dict
     options = ScoreOptions(seed=config.seed)
     result = report.compare(inputs.real, fake, kind=inputs.extractor.kind, options=options)
     values = dict(result.scores)
-    z = fake.pool
-    if inputs.extractor is not inputs.clip:
-        z = feature_extraction.collect(
-            inputs.clip, image_set, batch_size=config.batch, name="CLIP"
-        ).pool
-    assert z is not None
-    similarity = scores.clip_score(z, inputs.z_txt)
-    values |= {"clip_score": similarity.value, "clip_score_error": similarity.error}
-    if config.images > 1:
-        spread = scores.diversity(z, inputs.captions)
-        values |= {"diversity": spread.value, "diversity_error": spread.error}
+    if inputs.clip is not None:
+        values |= _clip_scores(inputs.clip, fake, image_set, inputs, config)
     if inputs.checked_captions:
         rates = worlds.check(images, inputs.checked_captions)
         values |= {
@@ -236,19 +230,48 @@ def score(images: np.ndarray, inputs: SharedInputs, config: SweepConfig) -> dict
     return {"scores": plain["scores"], "warnings": plain["warnings"]}
 
 
+def _clip_scores(
+    own: Extractor,
+    fake: report.SetFeatures,
+    image_set: ImageSet,
+    inputs: SharedInputs,
+    config: SweepConfig,
+) -> dict[str, float]:
+    """Returns CLIP score and diversity by the cascade's own CLIP, with their errors."""
+    if inputs.extractor is not own:
+        fake = feature_extraction.collect(own, image_set, batch_size=config.batch, name="CLIP")
+    z, z_txt = fake.pool, inputs.z_txt
+    assert z is not None and z_txt is not None
+    similarity = scores.clip_score(z, z_txt)
+    values = {"clip_score": similarity.value, "clip_score_error": similarity.error}
+    if config.images > 1:
+        spread = scores.diversity(z, inputs.captions)
+        values |= {"diversity": spread.value, "diversity_error": spread.error}
+    return values
+
+
+def _own_clip(loaded: LoadedCascade) -> Extractor | None:
+    """Returns the CLIP of a cascade as an extractor of features; None if it has none."""
+    if not loaded.cascade.has("clip"):
+        return None
+    weights = str(loaded.clip_id)[:16]
+    return clip(loaded.params["clip"], cfg=loaded.cascade.clip.model, weights=weights)
+
+
 def protocol_of(config: SweepConfig, loaded: LoadedCascade, inputs: SharedInputs) -> dict[str, Any]:
     """Returns the settings that must be equal for all points of a sweep; JSON-ready."""
     params, cascade = loaded.params, loaded.cascade
-    named = config.condition == "prior" and cascade.has("prior")
+    decoder, reads = cascade.stage("decoder").name, cascade.decoder_reads_embedding
+    named = config.condition == "prior" and reads and cascade.has("prior")
     prior = cascade.stage("prior").name if named else None
     return {
         **inputs.extractor.protocol,
         "real": dict(inputs.real.facts),
-        "clip": inputs.clip.protocol["weights"],
+        "clip": None if inputs.clip is None else inputs.clip.protocol["weights"],
         "prior": params_id(params[prior])[:16] if prior else None,
-        "decoder": params_id(params["decoder"])[:16],
+        "decoder": params_id(params[decoder])[:16],
         "upsamplers": [params_id(tree)[:16] for tree in cascade.upsampler_params(params)],
-        "decoder_step": loaded.manifests["decoder"].step,
+        "decoder_step": loaded.manifests[decoder].step,
         "condition": config.condition,
         "captions": f"the first {config.num} of {config.data} ({config.split})",
         "images": config.images,

@@ -147,7 +147,30 @@ def sample_options(
         if prior.get("guidance_scale") is None:
             prior = {**prior, "guidance_scale": guidance}
     changed = override(cascade.decoder_sampling, decoder, stage="decoder")
-    return SampleOptions(prior=prior_sampling(cascade, prior), decoder=changed, **options)
+    result = SampleOptions(prior=prior_sampling(cascade, prior), decoder=changed, **options)
+    _check_embeddings(cascade, result)
+    return result
+
+
+def _check_embeddings(cascade: Cascade, options: SampleOptions) -> None:
+    """Rejects settings of embeddings that no stage of the chain reads or samples.
+
+    Raises:
+        UserError: naming the first.
+    """
+    if options.condition != "prior" and not cascade.decoder_reads_embedding:
+        raise UserError(
+            f"--condition is {options.condition!r}, but the {cascade.stage('decoder').name} reads "
+            "no embedding; leave it out."
+        )
+    steps = plan(cascade, condition=options.condition)
+    if options.num_candidates is not None and all(
+        step.stage.entry.role != "prior" for step in steps
+    ):
+        raise UserError(
+            f"--candidates is {options.num_candidates}, but no prior samples embeddings here; "
+            "leave it out, or use --best-of."
+        )
 
 
 def prior_sampling(cascade: Cascade, changes: dict[str, Any]) -> Any:

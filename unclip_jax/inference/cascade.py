@@ -158,6 +158,11 @@ class Cascade:
         return "clip_text" in self.stage("decoder").reads
 
     @property
+    def decoder_reads_embedding(self) -> bool:
+        """True if the decoder reads an embedding of CLIP, which prior and `condition` determine."""
+        return bool({"z_img", "z_txt"} & set(self.stage("decoder").reads))
+
+    @property
     def image_size(self) -> int:
         """Side of the final image in pixels."""
         return _image_size(self.stages[-1].config)
