@@ -119,7 +119,9 @@ def share_engines(patch: pytest.MonkeyPatch, *, most: int = 4096) -> None:
     """
     open_engine = functools.cache(InferenceEngine.open)
 
-    def open_once(path: str | pathlib.Path, *, prior: str = "prior", batch: int = 16):
-        return open_engine(path, prior=prior, batch=min(batch, most))
+    def open_once(
+        path: str | pathlib.Path, *, prior: str = "prior", batch: int = 16, enlarges: bool = False
+    ):
+        return open_engine(path, prior=prior, batch=min(batch, most), enlarges=enlarges)
 
     patch.setattr(InferenceEngine, "open", open_once)

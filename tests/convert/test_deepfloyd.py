@@ -6,6 +6,7 @@ tests/parity compares the folders with diffusers.
 import dataclasses
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -311,3 +312,43 @@ def test_the_sizes_of_deepfloyd_s_configs_survive():
         config = unet_settings(network, TEXT, upsamples=False)
         again, condition = deepfloyd.unet_config(config, where="x")
         assert again.residual_scale == pytest.approx(scale, rel=1e-15) and condition == TEXT
+
+
+def test_a_folder_of_stage_i_is_converted_with_its_neighbour_in_bfloat16(
+    pipelines, tmp_path, capsys
+):
+    for name in ("stage_1", "stage_2"):
+        shutil.copytree(pipelines / name, tmp_path / name)
+    converted = importing.run_directory(tmp_path / "stage_1")
+    assert converted == tmp_path / "stage_1.unclip_jax"
+    printed = capsys.readouterr().err
+    assert f"{tmp_path}/stage_1 with {tmp_path}/stage_2 is converted once, in bfloat16, " in printed
+    assert "note:" not in printed
+    for name in CONFIGS:
+        stored = load.stored_shapes(converted / name / "export")
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(stored)} == {"bfloat16"}, name
+    assert importing.run_directory(tmp_path / "stage_1") == converted
+    assert capsys.readouterr().err == ""
+    shutil.rmtree(tmp_path / "stage_2")
+    importing.run_directory(tmp_path / "stage_1")
+    assert not (converted / "upsampler_256").exists()  # of a stage II that is gone
+    line = "note: images have 64 px, as stage II is not converted; `python -m unclip_jax.convert "
+    assert f"{line}{tmp_path}/stage_1 IF-II-L-v1.0 --out=RUN" in capsys.readouterr().err
+
+
+def test_stage_ii_alone_says_how_to_convert_both(pipelines, tmp_path, capsys, monkeypatch):
+    shutil.copytree(pipelines / "stage_2", tmp_path / "stage_2")
+    command = "convert IF-I-XL-v1.0 .*stage_2 --out=RUN --dtype=bfloat16` and give --models=RUN"
+    with pytest.raises(UserError, match=f"stage_2 is stage II of DeepFloyd IF.*{command}"):
+        importing.run_directory(tmp_path / "stage_2")
+    shutil.copytree(pipelines / "stage_1", tmp_path / "stage_1")
+    with pytest.raises(UserError, match="convert .*stage_1 .*stage_2 --out=RUN"):
+        importing.run_directory(tmp_path / "stage_2")
+    for name in ("text_encoder", "tokenizer"):  # which the released folders of stage II have too
+        shutil.copytree(
+            tmp_path / "stage_1" / name, tmp_path / "stage_2" / name, dirs_exist_ok=True
+        )
+    monkeypatch.setattr(deepfloyd, "BASE_SIZE", 8)
+    importing.convert([tmp_path / "stage_2"], tmp_path / "run")
+    line = "note: only `sample upscale` works, as stage I is not converted; `python -m unclip_jax."
+    assert line in capsys.readouterr().err

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from PIL import Image
 
 from tests import cascades
 from tests.stages import tiny
+from unclip_jax import sample
 from unclip_jax.core import config as typed
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
@@ -160,6 +162,30 @@ def test_a_run_without_its_text_encoder_is_rejected_by_name(tmp_path):
     (tmp_path / "text_encoder").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="has no export of the text_encoder"):
         load.load_cascade(tmp_path)
+
+
+@pytest.mark.parametrize("left", [("text_encoder", "upsampler_256"), ("upsampler_256",)])
+def test_a_run_without_a_decoder_lacks_imagen_s(folder, tmp_path, left):
+    for name in left:
+        (tmp_path / name).symlink_to(folder / name)
+    message = rf"has no export of the imagen_base \(it has {', '.join(left)}\)"
+    with pytest.raises(UserError, match=message):
+        load.load_cascade(tmp_path)
+
+
+def test_upsamplers_enlarge_images_without_a_decoder(folder, engine, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    request = UpscaleRequest(images=(image,), caption="a red circle", seed=5)
+    (tmp_path / "upsampler_256").symlink_to(folder / "upsampler_256")
+    with pytest.raises(UserError, match="has no export of the text_encoder"):
+        InferenceEngine.open(tmp_path, enlarges=True)
+    (tmp_path / "text_encoder").symlink_to(folder / "text_encoder")
+    Image.fromarray(image).save(tmp_path / "one.png")
+    command = ["upscale", str(tmp_path / "one.png"), "--caption=a red circle", "--seed=5"]
+    sample.main([*command, f"--models={tmp_path}", f"--out={tmp_path}/out.png"])
+    enlarged = np.asarray(Image.open(tmp_path / "out" / "0001.png"))  # after the enlarged input
+    expected = engine.run(request).images[0]
+    assert np.abs(enlarged.astype(int) - expected).max() <= 1
 
 
 def test_an_upsampler_of_captions_needs_them(loaded, sampler):

@@ -14,7 +14,7 @@ from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.data.image_codec import SUFFIXES
 from unclip_jax.engine import output_files, request_fields
 from unclip_jax.engine.request_base import Request
-from unclip_jax.engine.requests import REQUESTS, TextRequest
+from unclip_jax.engine.requests import REQUESTS, TextRequest, UpscaleRequest
 
 REPEAT = "repeat"
 MAX_BATCH = 4096
@@ -160,7 +160,9 @@ def run(request: Request, setting: RunOptions, *, engine: Any = None) -> None:
         files = load.find_cascade(importing.run_directory(setting.models), prior_name=setting.prior)
         result = text.run_by_stage(files, request, batch=setting.batch, name=str(setting.models))
     else:
-        engine = engine or open_engine(setting.models, prior=setting.prior, batch=setting.batch)
+        enlarges = isinstance(request, UpscaleRequest)
+        options = {"prior": setting.prior, "batch": setting.batch, "enlarges": enlarges}
+        engine = engine or open_engine(setting.models, **options)
         if setting.guide is not None:
             _add_guide(engine, setting.guide, request)
         result = engine.run(request)

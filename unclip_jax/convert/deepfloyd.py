@@ -112,6 +112,47 @@ def read_stages(
     return converted, _component(folders, "tokenizer")
 
 
+def missing_stage(folders: Sequence[pathlib.Path], written: Sequence[str]) -> str:
+    """Returns a line about the stage of IF that a conversion left out, and how to add it; or "".
+
+    Args:
+        folders: the pipeline directories.
+        written: folders of the run that were written.
+    """
+    if ("imagen_base" in written) == ("upsampler_256" in written):
+        return ""
+    if "imagen_base" in written:
+        command = together(folders[0], "IF-II-L-v1.0")
+        lacks = f"images have {BASE_SIZE} px, as stage II is not converted"
+    else:
+        command = together("IF-I-XL-v1.0", folders[0])
+        lacks = "only `sample upscale` works, as stage I is not converted"
+    return f"{lacks}; `{command}` converts both"
+
+
+def together(first: pathlib.Path | str, second: pathlib.Path | str) -> str:
+    """Returns the command that converts both stages of IF."""
+    return f"python -m unclip_jax.convert {first} {second} --out=RUN --dtype=bfloat16"
+
+
+def chain_of(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the folder of stage I and, if one is beside it, that of stage II, in this order.
+
+    Of several of stage II the first by name is taken: L before M.
+
+    Raises:
+        UserError: the folder is of stage II.
+    """
+    beside = [path for path in sorted(folder.parent.iterdir()) if is_pipeline(path)]
+    if _name(folder) == SUPER_RES:
+        first = next((path for path in beside if _name(path) == BASE), "IF-I-XL-v1.0")
+        raise UserError(
+            f"{folder} is stage II of DeepFloyd IF, which enlarges the images of stage I; convert "
+            f"both with `{together(first, folder)}` and give --models=RUN."
+        )
+    return [folder, *[path for path in beside if _name(path) == SUPER_RES][:1]]
+
+
 def _component(folders: Sequence[pathlib.Path], name: str) -> pathlib.Path:
     """Returns the folder of a component that each pipeline may hold."""
     for folder in folders:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -126,6 +127,8 @@ def convert(
         )
     if lower and (replace or not (out / README).exists()):
         write_atomically(out / README, import_card(written, source=named))
+    if lower and (missing := deepfloyd.missing_stage(sources, list(written))):
+        sys.stderr.write(f"note: {missing}\n")
     return list(written)
 
 
@@ -394,7 +397,8 @@ def find_stages(
 def run_directory(models: pathlib.Path) -> pathlib.Path:
     """Returns the run directory for `models`: itself, or public weights converted once beside them.
 
-    The cache DIR.unclip_jax is converted again when files of DIR have changed.
+    The cache DIR.unclip_jax is converted again when files of DIR have changed. DeepFloyd IF's stage
+    I is converted in bfloat16, in which its T5-XXL has 9 GiB, and with a stage II beside it.
 
     Raises:
         UserError: the pipeline cannot be converted, or the folder beside it cannot be written.
@@ -403,12 +407,19 @@ def run_directory(models: pathlib.Path) -> pathlib.Path:
         return models
     models = models.resolve()
     cache = models.with_name(f"{models.name}.unclip_jax")
-    stamp = _stamp(models)
+    sources, options, kind = [models], ImportOptions(), ""
+    if deepfloyd.is_pipeline(models):
+        sources, options = deepfloyd.chain_of(models), ImportOptions(dtype="bfloat16")
+        kind = "in bfloat16, "
+    stamp = kind + "\n".join(map(_stamp, sources))
     if (cache / STAMP).is_file() and (cache / STAMP).read_text(encoding="utf-8") == stamp:
         return cache
     (cache / STAMP).unlink(missing_ok=True)
-    sys.stderr.write(f"{models} is converted once, into {cache}\n")
-    convert([models], cache, begin=report_stage, replace=True)
+    named = " with ".join(map(str, sources))
+    sys.stderr.write(f"{named} is converted once, {kind}into {cache}\n")
+    written = convert(sources, cache, options=options, begin=report_stage, replace=True)
+    for old in {path.parent.name for path in cache.glob("*/export")} - {*written}:
+        shutil.rmtree(cache / old)  # of a source that is no longer there
     (cache / STAMP).write_text(stamp, encoding="utf-8")
     return cache
 

@@ -70,7 +70,11 @@ class BundleEngine:
 
 
 def open_engine(
-    path: str | pathlib.Path | None = None, *, prior: str = "prior", batch: int = 16
+    path: str | pathlib.Path | None = None,
+    *,
+    prior: str = "prior",
+    batch: int = 16,
+    enlarges: bool = False,
 ) -> InferenceEngine | BundleEngine:
     """Opens a run directory, Karlo's folder, a file of `bundle`, or installed models.
 
@@ -79,13 +83,14 @@ def open_engine(
             None = the default ones.
         prior: "prior" or "prior_ar"; a bundle has only one.
         batch: images per batch; a bundle has batch sizes of its own.
+        enlarges: see `InferenceEngine.open`.
 
     Raises:
         UserError: see `InferenceEngine.open` and `exported_sampler.open_bundle`.
     """
     path = shipped.run_directory(path)
     if not path.exists() or path.is_dir():
-        return InferenceEngine.open(path, prior=prior, batch=batch)
+        return InferenceEngine.open(path, prior=prior, batch=batch, enlarges=enlarges)
     if prior != "prior":
         raise UserError(f"{path} is a bundle, which has one prior; leave out prior={prior!r}.")
     return BundleEngine(exported_sampler.open_bundle(path), name=str(path))

@@ -73,7 +73,12 @@ class InferenceEngine:
 
     @classmethod
     def open(
-        cls, path: str | pathlib.Path, *, prior: str = "prior", batch: int = 16
+        cls,
+        path: str | pathlib.Path,
+        *,
+        prior: str = "prior",
+        batch: int = 16,
+        enlarges: bool = False,
     ) -> "InferenceEngine":
         """Loads a run directory, or Karlo's folder, which is converted beside itself once.
 
@@ -81,12 +86,14 @@ class InferenceEngine:
             path: the folder, or the URL of a run directory.
             prior: "prior" or "prior_ar"; or the chain, such as "dalle".
             batch: images per batch.
+            enlarges: True for `UpscaleRequest` alone, which needs no decoder.
 
         Raises:
             UserError: a stage is missing, damaged, or does not fit the others.
         """
         run = importing.run_directory(shipped.run_directory(path))
-        return cls(load.load_cascade(run, prior_name=prior), batch=batch, name=str(path))
+        loaded = load.load_cascade(run, prior_name=prior, enlarges=enlarges)
+        return cls(loaded, batch=batch, name=str(path))
 
     # Requests.
 
@@ -159,7 +166,8 @@ class InferenceEngine:
             stage: {name: getattr(manifest, name) for name in names}
             for stage, manifest in self.loaded.manifests.items()
         }
-        return {"clip_id": self.clip_id, "decoder_id": self.decoder_id, "stages": stages}
+        decoder_id = self.decoder_id if self.cascade.has("decoder") else None
+        return {"clip_id": self.clip_id, "decoder_id": decoder_id, "stages": stages}
 
     # Captions, embeddings, whole cascades.
 

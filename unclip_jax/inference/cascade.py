@@ -68,6 +68,8 @@ class Cascade:
 
     def __post_init__(self):
         values = {"caption"}
+        if not self.has("decoder"):
+            values.add("image")  # of the caller, for upsamplers alone
         for stage in self.stages:
             for name in stage.reads:
                 if VALUES.get(name, name) not in values:

@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 
 from unclip_jax.core import trees
-from unclip_jax.core.checks import UserError, one_of
+from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import build, check_limits
 from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Params
@@ -18,7 +18,8 @@ from unclip_jax.diffusion.analytic import VarianceTable
 from unclip_jax.handoff import load, manifest, sidecar
 from unclip_jax.handoff.export import TOKENIZER
 from unclip_jax.handoff.manifest import Link, Manifest, require
-from unclip_jax.inference.cascade import VALUES, Cascade, CascadeStage, check_slots
+from unclip_jax.inference import chain_selection
+from unclip_jax.inference.cascade import Cascade, CascadeStage, check_slots
 from unclip_jax.stages import clip, prior, registry, text_encoder
 from unclip_jax.stages.classifier import ClassifierStageConfig
 from unclip_jax.stages.dvae import DvaeStageConfig
@@ -69,52 +70,44 @@ class CascadeFiles(NamedTuple):
     tokenizer_dirs: dict[str, pathlib.Path]
 
 
-def prior_names() -> tuple[str, ...]:
-    """Returns the folders of the priors that a chain can have."""
-    return tuple(registry.run_folders("prior"))
-
-
-def find_stages(run_dir: pathlib.Path, *, required: Sequence[str]) -> dict[str, pathlib.Path]:
-    """Returns all exports of a run directory by folder, in the order of a chain.
-
-    Raises:
-        UserError: a required one is missing.
-    """
-    return load.find_stages(run_dir, names=registry.run_folders(), required=required)
-
-
-def load_cascade(run_dir: pathlib.Path, *, prior_name: str = "prior") -> LoadedCascade:
+def load_cascade(
+    run_dir: pathlib.Path, *, prior_name: str = "prior", enlarges: bool = False
+) -> LoadedCascade:
     """Loads the exported stages of a run directory that form a chain.
 
     Args:
         run_dir: one folder per stage.
         prior_name: the prior to use of those that the run has, or the chain ("dalle"); a run need
             have no prior if no stage reads z_img.
+        enlarges: True if upsamplers are enough, and the encoders that they read.
 
     Raises:
         UserError: a stage is missing, damaged, or does not fit the others.
     """
-    files = find_cascade(run_dir, prior_name=prior_name)
+    files = find_cascade(run_dir, prior_name=prior_name, enlarges=enlarges)
     params = {name: read() for name, read in files.readers.items()}
     return LoadedCascade(files.cascade, params, files.manifests, files.tokenizer_dirs)
 
 
-def find_cascade(run_dir: pathlib.Path, *, prior_name: str = "prior") -> CascadeFiles:
+def find_cascade(
+    run_dir: pathlib.Path, *, prior_name: str = "prior", enlarges: bool = False
+) -> CascadeFiles:
     """Reads everything that `load_cascade` reads except the parameters.
 
     Raises:
         UserError: a stage is missing, or does not fit the others.
     """
-    every = find_stages(run_dir, required=())
-    selection = select(every, prior_name)
-    exports = _chain_exports(run_dir, every, selection, name=prior_name)
+    every = chain_selection.find_stages(run_dir, required=())
+    selection = chain_selection.select(every, prior_name)
+    exports = chain_selection.upsampler_exports(every) if enlarges else {}
+    exports = exports or chain_selection.chain_exports(run_dir, every, selection, name=prior_name)
     manifests = {name: load.read_manifest(path) for name, path in exports.items()}
     decoders = [entry for name, entry in registry.run_folders("decoder").items() if name in every]
     if len({entry.chain for entry in decoders}) > 1:
-        exports = _own_upsamplers(exports, manifests)
+        exports = chain_selection.own_upsamplers(exports, manifests)
     configs = {name: _config(path, manifests[name], name) for name, path in exports.items()}
     entries = {name: registry.folder_entry(name) for name in exports}
-    _check_complete(run_dir, exports, configs, selection)
+    chain_selection.check_complete(run_dir, exports, configs, selection)
     if getattr(configs.get("clip"), "diffusion", None) is not None:
         raise UserError(
             f"the clip of {run_dir} was trained on noised images, for guidance alone; give the "
@@ -140,97 +133,6 @@ def find_cascade(run_dir: pathlib.Path, *, prior_name: str = "prior") -> Cascade
 def load_tokenizers(folders: Mapping[str, pathlib.Path]) -> dict[str, Tokenizer]:
     """Returns the tokenizer of each stage."""
     return {name: caption_tokenizer.load(folder) for name, folder in folders.items()}
-
-
-class Selection(NamedTuple):
-    """The chain of a run that is loaded, and its prior, if it has one."""
-
-    chain: str
-    prior: str | None
-
-
-def select(exports: Mapping[str, pathlib.Path], name: str) -> Selection:
-    """Returns the chain that a name selects.
-
-    Args:
-        exports: the exports of the run, by folder.
-        name: a prior or a chain; the default prior selects whichever chain the run has.
-
-    Raises:
-        UserError: there is no such prior or chain, or the run has several and none is named.
-    """
-    one_of("prior or chain", name, dict.fromkeys([*prior_names(), *registry.chains()]))
-    chain = name if name in registry.chains() else registry.folder_entry(name).chain
-
-    def has(chain: str, role: str) -> bool:
-        own = registry.chain_folders(chain, role)
-        return any(folder in exports for folder in own) or not own
-
-    if name == prior_names()[0]:
-        chains = [each for each in registry.chains() if has(each, "decoder")]
-        whole = [each for each in chains if each == chain or has(each, "prior")]
-        if len(whole) > 1:
-            flags = " or ".join(f"--chain={each}" for each in whole)
-            raise UserError(f"the run holds the chains {' and '.join(whole)}; choose by {flags}.")
-        chain = next(iter([*whole, *chains]), chain)
-    priors = list(registry.chain_folders(chain, "prior"))
-    return Selection(chain, name if name in priors else next(iter(priors), None))
-
-
-def _chain_exports(
-    run_dir: pathlib.Path, exports: Mapping[str, pathlib.Path], selection: Selection, *, name: str
-) -> dict[str, pathlib.Path]:
-    """Returns the exports that may form a chain: one prior, one decoder, and all others."""
-    chain, prior = selection
-    own = [folder for folder in registry.chain_folders(chain, "decoder") if folder in exports]
-    if (name != prior_names()[0] and prior and prior not in exports) or not own:
-        needed = registry.default_chain(chain).items()
-        ends = ("prior", "decoder") if chain != "unclip" else ("encoder", "prior", "decoder")
-        folders = (prior if e.role == "prior" else f for f, e in needed if e.role in ends)
-        find_stages(run_dir, required=tuple(str(folder) for folder in folders))
-    if len(own) > 1:
-        raise UserError(
-            f"{run_dir} has several decoders ({', '.join(own)}); move all but one to run "
-            "directories of their own."
-        )
-    alternatives = registry.run_folders("prior", "decoder", "guide").keys() - {prior, *own}
-    return {folder: path for folder, path in exports.items() if folder not in alternatives}
-
-
-def _own_upsamplers(
-    exports: Mapping[str, pathlib.Path], manifests: Mapping[str, Manifest]
-) -> dict[str, pathlib.Path]:
-    """Returns the exports without the upsamplers that enlarge images of another chain's size."""
-    size, own = None, {}
-    for name, path in exports.items():
-        manifest = manifests[name]
-        if registry.folder_entry(name).role == "upsampler" and manifest.low_res_size != size:
-            continue
-        size = manifest.image_size or size
-        own[name] = path
-    return own
-
-
-def _check_complete(
-    run_dir: pathlib.Path,
-    exports: Mapping[str, pathlib.Path],
-    configs: Mapping[str, Any],
-    selection: Selection,
-) -> None:
-    """Rejects a chain that lacks a stage that another of its stages needs, and names the first."""
-    folders = registry.chain_folders(selection.chain)
-    needed, missing = {"image"}, []
-    for name, entry in reversed(folders.items()):
-        if not needed & set(entry.yields) or (entry.role == "prior" and name != selection.prior):
-            continue
-        if name in configs:
-            reads = {VALUES.get(condition, condition) for condition in entry.reads(configs[name])}
-            needed = needed - set(entry.yields) | reads
-        elif entry.role in ("encoder", "prior"):
-            missing.append(name)
-            needed |= {"z_txt"} if entry.role == "prior" else set()
-    if missing:
-        raise load.not_exported(run_dir, missing[-1], exports)
 
 
 def _with_start(stage: CascadeStage, tokenizers: Mapping[str, pathlib.Path]) -> CascadeStage:
