@@ -28,7 +28,7 @@ class AugmentConfig:
 
     Attributes:
         most: the latest timestep in training, as a share of the chain; 0 = off.
-        level: the timestep in sampling, likewise; at most `most`.
+        level: the timestep in sampling, likewise; at most `most`; 0 = no noise at all.
         at: "low_res" noises the low-res image, "enlarged" the enlarged one (DeepFloyd IF); Imagen's
             paper does not say which.
         schedule: of this noise, "cosine" or "linear"; None = that of the stage's chain.
@@ -81,12 +81,16 @@ def noise_for_sampling(
 ) -> NoisedLowRes:
     """Noises images to the timestep of sampling, each with its own key.
 
-    The noise is drawn once, before the first step.
+    The noise is drawn once, before the first step. At level 0 the network sees timestep 0 and the
+    image itself: aug_level 0 of Imagen is the clean end of its continuous chain, while timestep 0
+    of a chain of T steps has some noise.
     """
     if not cfg.most:
         return NoisedLowRes(low_res, None)
     chain = _chain(cfg, diffusion)
     t = jnp.full(low_res.shape[:1], _timestep(cfg.level, chain), jnp.int32)
+    if not cfg.level:
+        return NoisedLowRes(low_res, t)
     eps = rng.normal_each(rng.fold_each(keys, "low_res"), low_res.shape[1:])
     return _noised(chain, low_res, t=t, eps=eps)
 
