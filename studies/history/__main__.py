@@ -27,7 +27,7 @@ from unclip_jax.cli.parser import Parser
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.evaluation import protocol_folder
 from unclip_jax.handoff import load as exports
-from unclip_jax.inference import load
+from unclip_jax.inference import chain_selection, load
 
 REQUIRED = ("clip", *BUDGET)
 
@@ -79,7 +79,7 @@ def parse(argv: Sequence[str]) -> HistoryConfig:
         UserError: an argument that cannot be, or a stage that is missing.
     """
     args, overrides = parser().parse_with_overrides(argv)
-    stages = load.find_stages(args.models, required=REQUIRED)
+    stages = chain_selection.find_stages(args.models, required=REQUIRED)
     work = args.work or args.models.with_name(f"{args.models.resolve().name}_history")
     config = HistoryConfig(
         models=args.models,

@@ -24,7 +24,7 @@ from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import one_of
 from unclip_jax.evaluation import protocol_folder
 from unclip_jax.handoff import load as exports
-from unclip_jax.inference import load
+from unclip_jax.inference import chain_selection
 
 FINDINGS: dict[str, ModuleType] = {
     "unclip": against_unclip,
@@ -64,9 +64,9 @@ def parse(argv: Sequence[str]) -> ImagenStudyConfig:
     only = tuple(args.only.split(",")) if args.only else ()
     for name in only:
         one_of("--only", name, FINDINGS)
-    stages = load.find_stages(args.models, required=IMAGEN_STAGES)
+    stages = chain_selection.find_stages(args.models, required=IMAGEN_STAGES)
     needed = UNCLIP_STAGES if not only or "unclip" in only else ("clip",)
-    load.find_stages(args.unclip, required=needed)
+    chain_selection.find_stages(args.unclip, required=needed)
     work = args.work or args.models.with_name(f"{args.models.resolve().name}_study")
     config = ImagenStudyConfig(
         models=args.models,
@@ -112,7 +112,7 @@ def parser() -> Parser:
 
 def protocol_of(config: ImagenStudyConfig) -> dict[str, Any]:
     """Returns what must be equal for findings to share a report; JSON-ready."""
-    exported = load.find_stages(config.unclip, required=("clip",))
+    exported = chain_selection.find_stages(config.unclip, required=("clip",))
     unclip = tuple(stage for stage in UNCLIP_STAGES if stage in exported)
     runs = {"imagen": (config.models, IMAGEN_STAGES), "unclip": (config.unclip, unclip)}
     return {

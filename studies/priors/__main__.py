@@ -19,7 +19,7 @@ from unclip_jax.data import sources
 from unclip_jax.data.sources import Source
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.evaluation.cascade import RETRIEVAL
-from unclip_jax.inference import load
+from unclip_jax.inference import chain_selection, load
 from unclip_jax.metrics import frechet
 
 PRIORS = ("prior", "prior_ar")  # unCLIP, section 2.2
@@ -87,7 +87,7 @@ def check(args: argparse.Namespace) -> None:
         if (value := getattr(args, name)) is not None:
             positive(f"--{name}", value)
     markdown_page.check_path(args.out)
-    load.find_stages(args.models, required=("clip", *PRIORS, "decoder"))
+    chain_selection.find_stages(args.models, required=("clip", *PRIORS, "decoder"))
     markdown_page.split(args.out, title=prior_tables.TITLE)
 
 
