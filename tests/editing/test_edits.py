@@ -120,7 +120,7 @@ def test_a_composite_keeps_known_pixels_bit_for_bit():
         (lambda: edits.variations(ONE, etas=[1.0], copies=0), "copies is 0"),
         (lambda: diff(Z[1:2], Z[1:2], 0.5), "mean the same to CLIP"),
         (lambda: diff(Z[1:2], None, 1.5), r"theta is 1.5; it must lie in \[0.0, 1.0\]"),
-        (lambda: edits.blend(Z, weights=[1.0]), r"weights are \[1.0\] for 3 things"),
+        (lambda: edits.blend(Z, weights=[1.0]), r"weights are \[1.0\] for 3 embeddings"),
         (lambda: edits.blend(Z, weights=[1.0, -1.0, 1.0]), "none negative"),
         (lambda: edits.blend(Z, weights=[0.0] * 3), "at least one positive"),
         (lambda: edits.blend(jnp.concatenate([Z[:1], -Z[:1]]), weights=[1.0, 1.0]), "cancel out"),

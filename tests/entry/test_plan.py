@@ -101,7 +101,7 @@ def test_mistakes_are_one_line(arguments, message):
 
 
 def test_a_stage_that_generates_nothing_is_rejected():
-    with pytest.raises(UserError, match="stage 'clip' generates nothing; take one of prior, "):
+    with pytest.raises(UserError, match="stage 'clip' generates nothing; use one of prior, "):
         plan.main(["--config=experiments/clip.py:tiny", "--what=sample"])
 
 
