@@ -28,7 +28,7 @@ from unclip_jax.core.checks import one_of, positive
 from unclip_jax.evaluation import protocol_folder
 from unclip_jax.handoff import load
 from unclip_jax.handoff.export import params_id
-from unclip_jax.inference.load import find_stages
+from unclip_jax.inference.chain_selection import find_stages
 
 FINDINGS: dict[str, ModuleType] = {
     "priors": prior_types,

@@ -44,7 +44,7 @@ def picture(tmp_path_factory):
 @pytest.fixture
 def call(monkeypatch, engine, run_dir, tmp_path):
     """Runs a command on the compiled engine; returns its images."""
-    monkeypatch.setattr(InferenceEngine, "open", lambda path, prior, batch: engine)
+    monkeypatch.setattr(InferenceEngine, "open", lambda path, **options: engine)
 
     def run(name, *arguments):
         out = tmp_path / "out.png"

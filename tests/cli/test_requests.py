@@ -65,7 +65,7 @@ def inputs(tmp_path_factory):
 @pytest.fixture
 def call(monkeypatch, engine, run_dir, tmp_path, capsys):
     """Run a command on the compiled engine: its record and its images."""
-    monkeypatch.setattr(InferenceEngine, "open", lambda path, prior, batch: engine)
+    monkeypatch.setattr(InferenceEngine, "open", lambda path, **options: engine)
 
     def run(name, *arguments, out="out.png"):
         out = tmp_path / out
@@ -90,7 +90,7 @@ def reconstruction(engine, run_dir, inputs, tmp_path_factory):
     """Reconstructions of both pictures, and where their latents are."""
     out = tmp_path_factory.mktemp("latents") / "out.png"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(InferenceEngine, "open", lambda path, prior, batch: engine)
+        patch.setattr(InferenceEngine, "open", lambda path, **options: engine)
         paths = [str(inputs / name) for name in ("one.png", "other.png")]
         paper = (STEPS, "--refine=0")
         sample.main(["reconstruct", *paths, *paper, f"--models={run_dir}", f"--out={out}"])
@@ -273,7 +273,7 @@ def test_upscale_begins_at_the_size_that_fits(call, inputs):
 
 def test_text_with_previews_draws_what_text_alone_draws(engine, run_dir, tmp_path, monkeypatch):
     words, shared = cascades.CAPTIONS[:2], [f"--models={run_dir}", STEPS, "--seed=4"]
-    monkeypatch.setattr(InferenceEngine, "open", lambda path, prior, batch: engine)
+    monkeypatch.setattr(InferenceEngine, "open", lambda path, **options: engine)
     sample.main(["text", *words, *shared, f"--out={tmp_path / 'plain.png'}"])
     sample.main([*words, *shared, "--previews=2", f"--out={tmp_path / 'shown.png'}"])
     plain, with_previews = (
@@ -400,7 +400,7 @@ def test_captions_are_not_taken_for_commands(caption):
 def test_only_the_first_of_several_processes_writes(
     monkeypatch, engine, run_dir, inputs, tmp_path, capsys, arguments
 ):
-    monkeypatch.setattr(InferenceEngine, "open", lambda path, prior, batch: engine)
+    monkeypatch.setattr(InferenceEngine, "open", lambda path, **options: engine)
     argv = [part.format(inputs) for part in arguments]
     for index, files in ((1, 0), (0, 3)):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
@@ -471,7 +471,7 @@ LONG = "x" * 10_001
     ],
 )
 def test_mistakes_are_one_line(monkeypatch, engine, run_dir, inputs, arguments, message):
-    monkeypatch.setattr(InferenceEngine, "open", lambda path, prior, batch: engine)
+    monkeypatch.setattr(InferenceEngine, "open", lambda path, **options: engine)
     argv = [part.format(inputs) for part in arguments.split(" ")]
     with pytest.raises(UserError, match=message):
         sample.main([*argv, f"--models={run_dir}"])
@@ -491,7 +491,7 @@ def test_models_without_upsamplers_stop_at_the_decoders_size(
     bare = InferenceEngine.__new__(InferenceEngine)
     bare.__dict__.update(engine.__dict__)
     bare.cascade = engine.cascade.without_upsamplers()
-    monkeypatch.setattr(InferenceEngine, "open", lambda path, prior, batch: bare)
+    monkeypatch.setattr(InferenceEngine, "open", lambda path, **options: bare)
     with pytest.raises(UserError, match="these models have no upsampler, which upscale needs"):
         sample.main(["upscale", str(inputs / "one.png"), f"--models={run_dir}"])
     out = tmp_path / "out.png"

@@ -19,7 +19,7 @@ from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
 from unclip_jax.handoff import load as handoff
 from unclip_jax.handoff.export import replace_manifest
-from unclip_jax.inference import load, text_to_image
+from unclip_jax.inference import chain_selection, load, text_to_image
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.objectives import gaussian
 from unclip_jax.tokenization import caption_tokenizer
@@ -285,7 +285,7 @@ def test_a_stage_that_was_not_converted_is_not_said_to_be_trained(tiny, tmp_path
     command.main([str(tiny), f"--out={tmp_path}", "--stages=clip,decoder"])
     message = r"no export of the prior \(it has clip, decoder\); copy RUN/prior of the cascade that"
     with pytest.raises(UserError, match=message):
-        load.find_stages(tmp_path, required=("clip", "prior", "decoder"))
+        chain_selection.find_stages(tmp_path, required=("clip", "prior", "decoder"))
 
 
 def test_stages_that_are_there_already_are_not_replaced(tiny, tmp_path):

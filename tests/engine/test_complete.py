@@ -47,13 +47,15 @@ def test_codes_outside_the_rectangle_are_those_of_the_image(engine, monkeypatch)
 
 
 def test_upsamplers_get_the_caption(engine, monkeypatch):
-    seen = {}
-    monkeypatch.setattr(text_to_image, "upsample", lambda *a, **more: seen.update(more) or a[2])
+    arguments = {}
+    monkeypatch.setattr(
+        text_to_image, "upsample", lambda *a, **more: arguments.update(more) or a[2]
+    )
     run = functools.partial(completion.complete, engine.cascade)
     tokens, keys = engine.tokens([CAPTION]), text_to_image.keys_for(0, jnp.arange(1))
     images, keep = jnp.zeros((1, 16, 16, 3)), jnp.ones((1, 4, 4), bool)
     jax.eval_shape(functools.partial(run, images=images, keep=keep), engine.params, tokens, keys)
-    assert seen["captions"].keys() == tokens.keys()
+    assert arguments["captions"].keys() == tokens.keys()
 
 
 def test_a_request_makes_several_and_records_what_stayed(engine):

@@ -95,8 +95,6 @@ class InferenceEngine:
         loaded = load.load_cascade(run, prior_name=prior, enlarges=enlarges)
         return cls(loaded, batch=batch, name=str(path))
 
-    # Requests.
-
     def run(self, request: Request, *, progress: ProgressCallback | None = None) -> Result:
         """Runs a request.
 
