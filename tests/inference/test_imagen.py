@@ -14,15 +14,17 @@ from tests import cascades
 from tests.stages import tiny
 from unclip_jax import sample
 from unclip_jax.core import config as typed
+from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.data import image_codec
+from unclip_jax.engine.handlers import text
 from unclip_jax.engine.inference_engine import InferenceEngine
-from unclip_jax.engine.requests import UpscaleRequest
+from unclip_jax.engine.requests import TextRequest, UpscaleRequest
 from unclip_jax.handoff import export
 from unclip_jax.handoff import load as handoff
 from unclip_jax.inference import batch_sampling, load, text_to_image
-from unclip_jax.inference.cascade import tokenise
+from unclip_jax.inference.cascade import Cascade, tokenise
 from unclip_jax.planning import sampling
 from unclip_jax.stages import registry
 
@@ -214,6 +216,64 @@ def test_images_are_enlarged_under_a_caption(engine):
     np.testing.assert_array_equal(result.images, to_uint8(np.asarray(expected)))
     with pytest.raises(UserError, match="caption is missing, but these upsamplers read captions"):
         engine.run(UpscaleRequest(images=(image,)))
+
+
+def test_upsamplers_are_set_at_inference(engine, sampler):
+    """Guidance, steps and level of a request are those of a stage that was exported so."""
+    stage = engine.cascade.stage("upsampler_256")
+    sampling = dataclasses.replace(stage.config.sampling, guidance_scale=4.0, steps="3")
+    augment = dataclasses.replace(stage.config.augment, level=0.15)
+    assert stage.config.augment.level != 0.15 < stage.config.augment.most
+    cfg = dataclasses.replace(stage.config, sampling=sampling, augment=augment)
+    base = sampler(["a red circle"]).base
+    features = _features(engine.loaded, engine.tokenizers, "a red circle")
+    keys = text_to_image.keys_for(5, jnp.arange(1))
+    conditions = {"low_res": base, "text_features": features}
+    keys = rng.fold_each(keys, "upsampler", 0)
+    enlarge = jax.jit(functools.partial(stage.entry.sample, cfg, engine.params[stage.name]))
+    expected = to_uint8(np.asarray(enlarge(conditions, keys=keys)["image"]))
+    settings = {"upsampler_guidance": 4.0, "upsampler_steps": "3", "upsampler_level": 0.15}
+    images = engine.sample("a red circle", seed=5, **settings).images
+    assert np.abs(images.astype(int) - expected).max() <= 1
+    for name in settings:
+        rest = {key: value for key, value in settings.items() if key != name}
+        other = engine.sample("a red circle", seed=5, **rest).images
+        assert np.abs(other.astype(int) - expected).max() > 1, name
+    options = batch_sampling.upsampler_sampling(engine.cascade, guidance=4.0, steps="3", level=0.15)
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    low, keys = image_codec.to_float(image[None]), text_to_image.keys_for(5, jnp.arange(1))
+    request = UpscaleRequest(images=(image,), caption="a red circle", seed=5, **settings)
+    large = engine.upsample(jnp.asarray(low), keys, captions=["a red circle"], options=options)
+    np.testing.assert_array_equal(engine.run(request).images, to_uint8(np.asarray(large)))
+
+
+def test_the_threshold_of_the_base_model_is_set_at_inference(engine):
+    exported = engine.cascade.decoder_sampling.threshold
+    for name in ("none", "static", "dynamic"):
+        options = text.sample_options(TextRequest(captions=("a",), threshold=name), engine.cascade)
+        assert options.decoder.threshold == name
+    options = text.sample_options(TextRequest(captions=("a",)), engine.cascade)
+    assert options.decoder.threshold == exported
+
+
+def test_settings_that_upsamplers_were_not_trained_for_is_rejected(loaded):
+    set_upsamplers, stage = batch_sampling.upsampler_sampling, loaded.cascade.stage("upsampler_256")
+    most = stage.config.augment.most
+    assert 0 < most < 1
+    message = rf"--upsampler-level is 1, but the upsampler_256 was trained with levels up to {most}"
+    with pytest.raises(UserError, match=message):
+        set_upsamplers(loaded.cascade, level=1.0)
+    bare = loaded.cascade.without_upsamplers()
+    for name, value in {"guidance": 2.0, "steps": "3", "level": 0.1}.items():
+        message = f"--upsampler-{name} is {value!r}, but these models have no upsampler"
+        with pytest.raises(UserError, match=message):
+            set_upsamplers(bare, **{name: value})
+    plain = Cascade.of(upsampler_256=tiny.experiment("upsampler_256").model)
+    with pytest.raises(UserError, match="level is 0.1, but the upsampler_256 was trained without"):
+        set_upsamplers(plain, level=0.1)
+    with pytest.raises(UserError, match="guidance is 2, but the upsampler_256 reads no captions"):
+        set_upsamplers(plain, guidance=2.0)
+    assert set_upsamplers(plain, level=0.0, guidance=1.0).upsampler_level == 0
 
 
 @pytest.mark.parametrize(("name", "side"), [("imagen_base", 16), ("imagen_sr256", 32)])

@@ -11,6 +11,7 @@ from unclip_jax.core.types import Embedding
 from unclip_jax.editing.latents import Latent
 from unclip_jax.engine.image_inputs import InputImage
 from unclip_jax.inference.decoding import DecodeOptions
+from unclip_jax.inference.text_to_image import EXPORTED, SampleOptions
 
 
 class Conditioning(NamedTuple):
@@ -47,6 +48,7 @@ class DecodeBatch:
         upsample: True runs the upsamplers.
         upsampler_steps: grid of the upsamplers that have details, as in their inversion; None =
             as exported.
+        upsampling: settings of the upsamplers that have no details; other settings are ignored.
         candidate: number of the candidate, where one of several is chosen.
     """
 
@@ -60,6 +62,7 @@ class DecodeBatch:
     inpaint: tuple[InputImage, InputImage] | None = None
     upsample: bool = True
     upsampler_steps: str | None = None
+    upsampling: SampleOptions = EXPORTED
     candidate: int = 0
 
     @property

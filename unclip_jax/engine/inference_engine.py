@@ -50,7 +50,7 @@ from unclip_jax.inference.cascade import Captions, tokenise
 from unclip_jax.inference.decoding import DecodeOptions
 from unclip_jax.inference.load import LoadedCascade
 from unclip_jax.inference.progress import ProgressCallback
-from unclip_jax.inference.text_to_image import CascadeOutput, SampleOptions
+from unclip_jax.inference.text_to_image import EXPORTED, CascadeOutput, SampleOptions
 from unclip_jax.stages.decoder import Condition, InpaintTarget
 
 
@@ -204,12 +204,7 @@ class InferenceEngine:
         candidate: int = 0,
     ) -> Embedding:
         """Samples a z_img per caption from the prior."""
-        options = options or SampleOptions()
-        options = SampleOptions(  # of the prior only; anything else would compile it again
-            prior=options.prior or self.cascade.prior.sampling,
-            num_candidates=options.num_candidates,
-            condition=options.condition,
-        )
+        options = (options or SampleOptions()).embedding(self.cascade.prior.sampling)
         sample = self.runner.compiled(text_to_image.sample_z_img, "options")
         run = lambda batch: sample(self.params, *batch, options=options)  # noqa: E731
         keys = _keys(seed, indices, candidate)
@@ -279,6 +274,7 @@ class InferenceEngine:
                 steps=batch.upsampler_steps,
                 eta=batch.eta,
                 captions=batch.captions,
+                options=batch.upsampling,
             )
         previews = None if previews is None else to_uint8(np.asarray(previews))
         return DecodedImages(to_uint8(np.asarray(images)), previews)
@@ -299,18 +295,21 @@ class InferenceEngine:
         steps: str | None = None,
         eta: Float[Array, " b"] | None = None,
         captions: Sequence[str | None] | None = None,
+        options: SampleOptions = EXPORTED,
     ) -> Image:
         """Runs the upsamplers from number `start` on, if there are any.
 
         With `details` they run from the first on, starting from these, with `steps` and `eta`.
         `captions`, one per image, are for upsamplers that read captions; None = the empty caption.
+        Without `details` they run with the settings of upsamplers in `options`.
         """
         stages, tokens = self.cascade.upsamplers[start:], None
         if not stages:
             return images
         if captions is not None and any(cfg.model.text is not None for cfg in stages):
             tokens = self.tokens([caption or "" for caption in captions])
-        inputs, static = {"images": images, "keys": keys, "captions": tokens}, {"start": start}
+        inputs = {"images": images, "keys": keys, "captions": tokens}
+        static: dict[str, Any] = {"start": start, "options": options}
         function: Callable[..., Image] = text_to_image.upsample
         if details:
             function, static = upsampler_latents.decode, {"steps": steps}

@@ -79,6 +79,34 @@ class Seeded(Request):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class UpsamplingRequest(Seeded):
+    """A request whose upsamplers sample from fresh noise."""
+
+    upsampler_guidance: float | None = option(
+        None,
+        help="guidance scale of upsamplers that read captions, 1 = off; default: as exported",
+        low=0,
+        high=MAX_GUIDANCE,
+    )
+    upsampler_steps: str | None = option(
+        None, help="steps of the upsamplers, as --steps; default: as exported"
+    )
+    upsampler_level: float | None = option(
+        None,
+        help="noise on the images that upsamplers enlarge, as a fraction of the chain, at most "
+        "that of training; default: as exported",
+        low=0,
+        high=1,
+    )
+
+    @property
+    def upsampling(self) -> dict[str, Any]:
+        """The settings of the upsamplers by name."""
+        names = ("guidance", "steps", "level")
+        return {name: getattr(self, f"upsampler_{name}") for name in names}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodingRequest(Seeded):
     """A request that decodes latents."""
 

@@ -23,14 +23,14 @@ from unclip_jax.engine.request_base import (
     DecodingRequest,
     EncodingRequest,
     Request,
-    Seeded,
+    UpsamplingRequest,
     check_negative,
 )
 from unclip_jax.engine.request_fields import option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextRequest(Seeded):
+class TextRequest(UpsamplingRequest):
     """Images for captions."""
 
     name = "text"
@@ -49,6 +49,11 @@ class TextRequest(Seeded):
     )
     sampler: str | None = option(
         None, help="sampler of the decoder: ancestral, ddim, dpmpp_2m, dpmpp_3m, heun, edm"
+    )
+    threshold: str | None = option(
+        None,
+        help="bound on x_0 in the decoder; dynamic: Imagen's; default: as exported",
+        choices=("none", "static", "dynamic"),
     )
     prior_guidance: float | None = option(
         None,
@@ -383,7 +388,7 @@ class PcaProbeRequest(DecodingRequest):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UpscaleRequest(Seeded):
+class UpscaleRequest(UpsamplingRequest):
     """Enlargement of any image by the upsamplers."""
 
     name = "upscale"

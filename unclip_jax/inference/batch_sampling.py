@@ -19,7 +19,7 @@ from tqdm import tqdm
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.inference import offload, text_to_image
-from unclip_jax.inference.cascade import Cascade, plan, tokenise
+from unclip_jax.inference.cascade import Cascade, CascadeStage, plan, tokenise
 from unclip_jax.inference.compiled_function import CompiledFunction
 from unclip_jax.inference.load import CascadeFiles, LoadedCascade, load_tokenizers
 from unclip_jax.inference.text_to_image import SampleOptions
@@ -170,6 +170,62 @@ def _check_embeddings(cascade: Cascade, options: SampleOptions) -> None:
         raise UserError(
             f"--candidates is {options.num_candidates}, but no prior samples embeddings here; "
             "leave it out, or use --best-of."
+        )
+
+
+def upsampler_sampling(
+    cascade: Cascade,
+    *,
+    guidance: float | None = None,
+    steps: str | None = None,
+    level: float | None = None,
+    start: int = 0,
+) -> SampleOptions:
+    """Returns the exported settings of upsamplers with changes; None = as exported.
+
+    Args:
+        cascade: the stages.
+        guidance: scale of all of them.
+        steps: grid of all of them.
+        level: noise on their low-res images, as a share of the chain.
+        start: number of the first upsampler that runs.
+
+    Raises:
+        UserError: there are no upsamplers, or one was not trained for a setting.
+    """
+    stages = cascade.of_role("upsampler")
+    changes = {"guidance": guidance, "steps": steps, "level": level}
+    for name, value in changes.items():
+        if value is not None and not stages[start:]:
+            raise UserError(
+                f"--upsampler-{name} is {value!r}, but these models have no upsampler; leave it "
+                "out."
+            )
+    for stage in stages[start:]:
+        _check_upsampler(stage, guidance=guidance, level=level)
+    if guidance is None and steps is None:
+        return SampleOptions(upsampler_level=level)
+    values = {"guidance_scale": guidance, "steps": steps}
+    samplings = [override(stage.config.sampling, values, stage="upsampler") for stage in stages]
+    for stage, sampling in list(zip(stages, samplings, strict=True))[start:]:
+        stage.config.check_guidance(sampling)
+    return SampleOptions(upsamplers=tuple(samplings), upsampler_level=level)
+
+
+def _check_upsampler(stage: CascadeStage, *, guidance: float | None, level: float | None) -> None:
+    """Rejects settings that an upsampler was not trained for."""
+    cfg = stage.config
+    if guidance not in (None, 1.0) and cfg.model.text is None:
+        raise UserError(
+            f"--upsampler-guidance is {guidance:g}, but the {stage.name} reads no captions, from "
+            "which it would be guided; leave it out."
+        )
+    most = cfg.augment.most
+    if level is not None and level > most:
+        learned = f"with levels up to {most:g}" if most else "without noise"
+        raise UserError(
+            f"--upsampler-level is {level:g}, but the {stage.name} was trained {learned} on its "
+            f"low-res images; give at most {most:g}, or leave it out."
         )
 
 

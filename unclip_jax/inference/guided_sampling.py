@@ -20,6 +20,7 @@ from unclip_jax.handoff import load as handoff
 from unclip_jax.inference import text_to_image
 from unclip_jax.inference.cascade import Captions, Cascade
 from unclip_jax.inference.load import load_classifier, load_clip
+from unclip_jax.inference.text_to_image import EXPORTED, SampleOptions
 from unclip_jax.objectives.gaussian import SamplingConfig
 from unclip_jax.stages import clip, guided_decoder
 from unclip_jax.stages.classifier import ClassifierStageConfig
@@ -94,6 +95,7 @@ def sample(
     guide: GuideConfig,
     scale: Float[Array, ""],
     sampling: SamplingConfig,
+    upsampling: SampleOptions = EXPORTED,
 ) -> Image:
     """Samples one image per caption.
 
@@ -109,6 +111,7 @@ def sample(
         scale: factor on its gradient, which shifts the mean of ancestral sampling, and eps of other
             samplers.
         sampling: sampling settings of the decoder.
+        upsampling: settings of the upsamplers.
 
     Raises:
         UserError: the guide does not fit the decoder, or the decoder reads CLIP's token features.
@@ -136,4 +139,6 @@ def sample(
         guide=Guide(gradient, scale, form),
         sampling=sampling,
     )
-    return text_to_image.upsample(cascade, params, base, keys, captions=captions)
+    return text_to_image.upsample(
+        cascade, params, base, keys, captions=captions, options=upsampling
+    )

@@ -37,6 +37,7 @@ class SampleOptions:
         prior: sampling settings of the prior.
         decoder: sampling settings of the decoder.
         upsamplers: sampling settings of the upsamplers, in order; () = as exported.
+        upsampler_level: noise on the low-res images of all upsamplers, as a fraction of the chain.
         num_candidates: embeddings sampled per caption.
         condition: origin of z_img: "prior", "z_txt" (the caption embedding used as if it were an
             image embedding, unCLIP section 5.1), or "z_img" (an argument).
@@ -47,6 +48,7 @@ class SampleOptions:
     prior: SamplingConfig | CodeSamplingConfig | None = None
     decoder: SamplingConfig | None = None
     upsamplers: tuple[SamplingConfig, ...] = ()
+    upsampler_level: float | None = None
     num_candidates: int | None = None
     condition: str = "prior"
     best_of: int = 1
@@ -54,6 +56,19 @@ class SampleOptions:
     def __post_init__(self):
         one_of("condition", self.condition, CONDITIONS)
         in_range("best_of", self.best_of, 1, MAX_BEST_OF)
+
+    def embedding(self, exported: Any) -> "SampleOptions":
+        """Returns the settings of z_img alone, so that other settings compile no other program."""
+        return SampleOptions(
+            prior=self.prior or exported,
+            num_candidates=self.num_candidates,
+            condition=self.condition,
+        )
+
+    @property
+    def upsampling(self) -> "SampleOptions":
+        """The settings of the upsamplers alone."""
+        return SampleOptions(upsamplers=self.upsamplers, upsampler_level=self.upsampler_level)
 
     def of(self, step: PlannedStage) -> Any:
         """Returns the sampling settings of one stage; None = as exported."""
@@ -65,6 +80,9 @@ class SampleOptions:
             case ("upsampler", int(number)) if self.upsamplers:
                 return self.upsamplers[number]
         return None
+
+
+EXPORTED = SampleOptions()  # all settings as exported
 
 
 class CascadeOutput(NamedTuple):
@@ -200,6 +218,9 @@ def run(
                 "embeddings to choose from; use --best-of."
             )
         cfg = dataclasses.replace(cfg, num_candidates=options.num_candidates)
+    if stage.entry.role == "upsampler" and options.upsampler_level is not None:
+        augment = dataclasses.replace(cfg.augment, level=options.upsampler_level)
+        cfg = dataclasses.replace(cfg, augment=augment)
     outputs = stage.entry.sample(
         cfg,
         params,

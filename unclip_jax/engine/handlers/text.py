@@ -121,7 +121,9 @@ def sample_options(request: TextRequest, cascade: Cascade) -> SampleOptions:
         "guidance_scale": request.guidance,
         "steps": request.steps,
         "sampler": request.sampler,
+        "threshold": request.threshold,
     }
+    upsampling = batch_sampling.upsampler_sampling(cascade, **request.upsampling)
     names = ("steps", "sampler", "variance", "temperature", "top_k", "top_p", "dot_percentile")
     prior = {name: getattr(request, f"prior_{name}") for name in names}
     prior["guidance_scale"] = request.prior_guidance
@@ -132,6 +134,8 @@ def sample_options(request: TextRequest, cascade: Cascade) -> SampleOptions:
         num_candidates=request.candidates,
         condition=request.condition,
         best_of=request.best_of,
+        upsamplers=upsampling.upsamplers,
+        upsampler_level=upsampling.upsampler_level,
     )
 
 
@@ -165,8 +169,12 @@ def _guided(
         z_img = engine.text_embeddings(captions)
     elif cascade.decoder.model.reads_z:
         z_img = engine.sample_prior(captions, seed=request.seed, indices=indices, options=options)
-    sample = engine.runner.compiled(guided_sampling.sample, "guide", "sampling")
-    settings = {"guide": guide.config, "sampling": options.decoder}
+    settings = {
+        "guide": guide.config,
+        "sampling": options.decoder,
+        "upsampling": options.upsampling,
+    }
+    sample = engine.runner.compiled(guided_sampling.sample, *settings)
     settings["scale"] = jnp.float32(scale)  # one program for all scales
     keys = text_to_image.keys_for(request.seed, jnp.asarray(indices))
     inputs = (engine.tokens(captions), guide.targets(captions), z_img, keys)
@@ -220,6 +228,7 @@ def _stepwise(
         **address,
         options=DecodeOptions(sampling, guidance, previews=request.previews),
         negative=None if request.negative is None else [request.negative] * len(captions),
+        upsampling=options.upsampling,
     )
     return z_img, engine.decode(batch)
 

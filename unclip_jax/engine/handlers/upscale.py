@@ -14,7 +14,7 @@ from unclip_jax.engine.image_inputs import InputImage
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.engine.requests import UpscaleRequest
 from unclip_jax.engine.result import Result
-from unclip_jax.inference import text_to_image
+from unclip_jax.inference import batch_sampling, text_to_image
 
 
 def run(engine: InferenceEngine, request: UpscaleRequest) -> Result:
@@ -24,9 +24,9 @@ def run(engine: InferenceEngine, request: UpscaleRequest) -> Result:
     low = np.stack([image_inputs.square(image, size) for image in inputs])
     keys = text_to_image.keys_for(request.seed, jnp.arange(len(low)))
     captions = upsampler_captions(engine, request, start=start)
-    large = engine.upsample(
-        jnp.asarray(image_codec.to_float(low)), keys, start=start, captions=captions
-    )
+    options = batch_sampling.upsampler_sampling(engine.cascade, **request.upsampling, start=start)
+    pixels = jnp.asarray(image_codec.to_float(low))
+    large = engine.upsample(pixels, keys, start=start, captions=captions, options=options)
     images = to_uint8(np.asarray(large))
     factor = images.shape[1] // size
     before = low.repeat(factor, axis=1).repeat(factor, axis=2)
