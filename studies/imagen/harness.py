@@ -1,6 +1,5 @@
 """The harness of all findings: chains that sample the same captions from the same noise."""
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -93,30 +92,15 @@ class Harness:
             level: of the noise on them, as a share of the chain.
             guidance: scale of the upsampler; None = as exported.
         """
-        engine = self._at_level(name, level)
+        engine = self.engine(name)
         (cfg,) = engine.cascade.upsamplers
-        scale = cfg.sampling.guidance_scale if guidance is None else guidance
-        sampling = dataclasses.replace(cfg.sampling, guidance_scale=scale)
-        options = SampleOptions(upsamplers=(sampling,))
-        run = engine.runner.compiled(text_to_image.upsample, "options")
-        inputs = {
-            "images": jnp.asarray(image_codec.to_float(scoring.reduce(low, side=cfg.low_res_size))),
-            "keys": text_to_image.keys_for(self.config.seed, jnp.arange(len(low))),
-            "captions": engine.tokens(self.examples.captions),
-        }
-        images = engine.runner.run(
-            lambda batch: run(engine.params, **batch, options=options), inputs, f"enlarge {name}"
+        options = batch_sampling.upsampler_sampling(engine.cascade, guidance=guidance, level=level)
+        small = image_codec.to_float(scoring.reduce(low, side=cfg.low_res_size))
+        keys = text_to_image.keys_for(self.config.seed, jnp.arange(len(low)))
+        images = engine.upsample(
+            jnp.asarray(small), keys, captions=self.examples.captions, options=options
         )
         return to_uint8(np.asarray(images))
-
-    def _at_level(self, name: str, level: float) -> InferenceEngine:
-        """Returns the engine of a run whose upsampler noises low-res images to `level`."""
-        loaded = self.engine(name).loaded
-        (stage,) = loaded.cascade.of_role("upsampler")
-        augment = dataclasses.replace(stage.config.augment, level=level)
-        cfg = dataclasses.replace(stage.config, augment=augment)
-        cascade = loaded.cascade.replace(**{stage.name: cfg})
-        return InferenceEngine(loaded._replace(cascade=cascade), batch=BATCH)
 
     def decibels(self, images: np.ndarray) -> np.ndarray:
         """Computes the PSNR in dB of enlarged true images against the true ones of their size."""

@@ -39,6 +39,11 @@ def test_stage_by_stage_gives_the_images_of_the_whole_chain(engine):
     whole = engine.sample(CAPTION, **options)
     parts = engine.sample(CAPTION, previews=1, **options)
     assert np.abs(whole.images.astype(int) - parts.images).max() <= 1
+    own = {"upsampler_guidance": 4.0, "upsampler_level": 0.15}
+    changed = engine.sample(CAPTION, **options, **own)
+    assert np.abs(changed.images.astype(int) - whole.images).max() > 1
+    parts = engine.sample(CAPTION, previews=1, **options, **own)
+    assert np.abs(changed.images.astype(int) - parts.images).max() <= 1
     other = engine.sample(CAPTION, negative="a pink ring", **{**options, "guidance": 3.0})
     assert other.images.shape == whole.images.shape
 
@@ -73,3 +78,13 @@ def test_a_guided_decoder_is_followed_by_the_caption(engine, run_dir):
     run = functools.partial(guided_sampling.sample, engine.cascade, **options)
     keys = text_to_image.keys_for(0, jnp.arange(1))
     assert jax.eval_shape(run, engine.params, guide.params, *inputs, keys).shape == (1, 32, 32, 3)
+
+
+def test_settings_of_upsamplers_hold_under_a_guide(engine, run_dir):
+    guide = guided_sampling.load_guide(run_dir / "guide" / "export")
+    guided = InferenceEngine(engine.loaded._replace(guide=guide), batch=1)
+    options = {"seed": 3, "steps": "2", "sampler": "ddim", "clip_scale": 1.0}
+    exported = guided.sample(CAPTION, **options).images.astype(int)
+    assert (
+        np.abs(guided.sample(CAPTION, upsampler_level=0.15, **options).images - exported).max() > 1
+    )

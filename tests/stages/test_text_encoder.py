@@ -65,6 +65,7 @@ def test_logits_are_products_with_the_table_of_tokens(family, scale):
     [
         ("t5", {}, [1, 0, 0, 0]),
         ("bert", {}, [5, 1, 0, 0]),
+        ("clip", {}, [5, 1, 0, 0]),
         ("t5", {"start_token": True}, [5, 1, 0, 0]),  # the stand-in's tokenizer
         ("bert", {"start_token": False}, [1, 0, 0, 0]),
     ],

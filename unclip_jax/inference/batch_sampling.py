@@ -187,7 +187,7 @@ def upsampler_sampling(
         cascade: the stages.
         guidance: scale of all of them.
         steps: grid of all of them.
-        level: noise on their low-res images, as a share of the chain.
+        level: noise on their low-res images, as a fraction of the chain.
         start: number of the first upsampler that runs.
 
     Raises:

@@ -121,11 +121,11 @@ def sample_in_chain(
 ) -> dict[str, Any]:
     """Encodes captions and the empty one (`entry.ChainSampler`); deterministic.
 
-    The condition START tells whether the tokenizer begins captions with a start token, as that of
-    the stand-in does and T5's does not; without it, BERT's is taken to.
+    The condition START tells whether the tokenizer begins captions with a start token; without it,
+    those of BERT and CLIP do, and T5's does not.
     """
     captions: TokenIds = conditions["caption"]
-    start = conditions.get(START, cfg.model.family == "bert")
+    start = conditions.get(START, cfg.model.family != "t5")
     empty = empty_caption(captions.tokens, captions.mask, specials=2 if start else 1)
     text = encode(cfg, params, captions)
     return {"text_features": EncodedCaptions(text, encode(cfg, params, TokenIds(*empty)))}

@@ -29,8 +29,9 @@ class UpsamplerStageConfig:
             sampler); Karlo does not.
         drop_text: fraction of examples whose caption is dropped, if the network reads text (10 % in
             Imagen, section 4.1).
-        empty_captions: share of the training captions that were the empty one, where `text.null` is
-            "empty"; training states it (`config.data.empty_captions`), conversions leave it None.
+        empty_captions: fraction of the training captions that were replaced by the empty one, where
+            `text.null` is "empty"; set by training (`config.data.empty_captions`), None after a
+            conversion.
     """
 
     model: UpsamplerConfig

@@ -1,8 +1,8 @@
 """Runs `TextRequest`: images for captions.
 
-The cascade is compiled as one program. For negative captions, guidance
-schedules, previews and progress callbacks, the stages run one after the other from the same noise,
-and the images are equal up to rounding.
+The cascade is compiled as one program. For negative captions, guidance schedules, previews and
+progress callbacks, the stages run one after the other from the same noise, and the images are equal
+up to rounding.
 """
 
 import dataclasses
