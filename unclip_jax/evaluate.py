@@ -208,17 +208,16 @@ def run_sweep(args: argparse.Namespace) -> str:
     """Samples and scores the missing points; returns the table."""
     from unclip_jax.evaluation import sweep, sweep_points
 
-    try:
-        guidance = tuple(float(word) for word in args.guidance.split(","))
-    except ValueError:
-        raise UserError(f"--guidance is {args.guidance!r}; give numbers such as 1,2,4.") from None
     names = ("models", "data", "out", "features", "resize", "prior", "condition", "split")
     names += ("num", "images", "reference", "seed", "batch")
     config = sweep.SweepConfig(
         **{name: getattr(args, name) for name in names},
-        guidance=guidance,
-        steps=tuple(args.steps.split(",")) if args.steps else (None,),
-        samplers=tuple(args.sampler.split(",")) if args.sampler else (None,),
+        guidance=_numbers("guidance", args.guidance),
+        steps=_words(args.steps),
+        samplers=_words(args.sampler),
+        thresholds=_words(args.threshold),
+        upsampler_guidance=_numbers("upsampler-guidance", args.upsampler_guidance),
+        upsampler_levels=_numbers("upsampler-level", args.upsampler_level),
         keys=data_flags.keys(args),
         keep_images=args.keep,
     )
@@ -324,6 +323,19 @@ SUBCOMMANDS: dict[str, tuple[Callable[[], Parser], Callable[[argparse.Namespace]
 }
 FOLDERS = ("pairs", "sweep", "coco", "prompts", "compare")  # subcommands whose --out is a folder
 WITHOUT_JAX = ("compare", "judge")  # these compute nothing on devices, and run in one process
+
+
+def _words(text: str | None) -> tuple[str | None, ...]:
+    return tuple(text.split(",")) if text else (None,)
+
+
+def _numbers(name: str, text: str | None) -> tuple[Any, ...]:
+    if text is None:
+        return (None,)
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise UserError(f"--{name} is {text!r}; give numbers such as 1,2,4.") from None
 
 
 def _sampling(args: argparse.Namespace) -> Any:

@@ -9,7 +9,7 @@ import pytest
 from tests import cascades
 from unclip_jax import evaluate
 from unclip_jax.core.checks import UserError
-from unclip_jax.evaluation import sweep_points
+from unclip_jax.evaluation import sweep_plots, sweep_points
 from unclip_jax.handoff import export
 from unclip_jax.inference import batch_sampling, load
 
@@ -103,6 +103,12 @@ def test_true_embeddings_condition_every_image_of_a_caption(run_dir, tmp_path):
         (["--guidance=nan"], "--guidance holds nan"),
         (["--condition=z_ing"], "unknown --condition 'z_ing'. Did you mean 'z_img'"),
         (["--sampler=ddmi"], "unknown --sampler 'ddmi'. Did you mean 'ddim'"),
+        (["--threshold=dynamc"], "unknown --threshold 'dynamc'. Did you mean 'dynamic'"),
+        (["--upsampler-guidance=1,x"], "--upsampler-guidance is '1,x'; give numbers"),
+        (["--upsampler-guidance=-2"], "--upsampler-guidance holds -2"),
+        (["--upsampler-level=2"], "--upsampler-level holds 2; give fractions of the chain, 0 to 1"),
+        (["--upsampler-level=0.1"], "level is 0.1, but these models have no upsampler"),
+        (["--guidance="], "--guidance is ''; give numbers"),
         (["--num=17"], "has 16 examples; --num=17"),
         (["--num=0"], "--num is 0"),
         (["--reference=99"], "has 16 examples; --reference=99"),
@@ -117,9 +123,10 @@ def test_mistakes_are_named_before_anything_is_sampled(run_dir, tmp_path, more, 
 
 @pytest.fixture(scope="module")
 def imagen(run_dir, tmp_path_factory):
-    """A text encoder and Imagen's base model, with the data of the other run."""
+    """A text encoder, Imagen's base model and its upsampler, with the data of the other run."""
     folder = tmp_path_factory.mktemp("imagen")
-    cascades.write(folder, names=("text_encoder", "imagen_base"))
+    files = {"upsampler_256": "imagen_sr256"}
+    cascades.write(folder, names=("text_encoder", "imagen_base", "upsampler_256"), files=files)
     (folder / "data").symlink_to(run_dir / "data")
     return folder
 
@@ -151,6 +158,53 @@ def test_what_a_chain_without_a_clip_cannot_do_is_named(imagen, tmp_path, more, 
     with pytest.raises(UserError, match=message):
         run(imagen, tmp_path, *more, draw=draw)
     assert not draw.calls
+
+
+class UpsamplingDraws(Draws):
+    """Also records the settings of the upsamplers."""
+
+    def __call__(self, loaded, captions, *, options, **others):
+        scales = tuple(sampling.guidance_scale for sampling in options.upsamplers)
+        settings = (options.decoder.threshold, scales, options.upsampler_level)
+        images = super().__call__(loaded, captions, options=options, **others)
+        self.calls[-1] = settings
+        return images
+
+
+def test_thresholds_and_settings_of_upsamplers_are_swept(run_dir, imagen, tmp_path):
+    axes = ["--threshold=none,dynamic", "--upsampler-guidance=1,3", "--upsampler-level=0,0.1,0.2"]
+    base = [f"--features=clip:{run_dir}/clip/export", "--steps=2", "--guidance=1", *axes]
+    draw = run(imagen, tmp_path / "out", *base, draw=UpsamplingDraws())
+    levels = (0.0, 0.1, 0.2)
+    expected = [(t, (w,), a) for t in ("none", "dynamic") for w in (1.0, 3.0) for a in levels]
+    assert draw.calls == expected
+    whole = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    points = [entry["point"] for entry in whole["points"]]
+    assert [p["upsampler_level"] for p in points] == [*levels] * 4  # the fastest axis of the table
+    assert {p["threshold"] for p in points[:6]} == {"dynamic"}
+    names = {path.stem for path in (tmp_path / "out" / "points").glob("*.json")}
+    assert len(names) == 12
+    assert "guidance1_steps2_ddim_threshold-none_upsampler-guidance3_upsampler-level0.2" in names
+    assert sweep_plots.axis_of([("", whole)]) == "upsampler_level"
+    curves = sweep_plots.lines(whole, "upsampler_level")
+    assert next(iter(curves)) == "ddim 2 steps threshold dynamic guidance 1 upsampler guidance 1"
+    assert [len(points) for points in curves.values()] == [3] * 4
+    for points in curves.values():
+        assert [point["upsampler_level"] for point in points] == [*levels]
+    again = run(imagen, tmp_path / "out", *base, draw=UpsamplingDraws())
+    assert not again.calls
+
+
+def test_points_of_sweeps_without_these_settings_are_read(swept):
+    whole = json.loads((swept[0] / "sweep.json").read_text())
+    for entry in whole["points"]:
+        for name in ("threshold", "upsampler_guidance", "upsampler_level"):
+            assert entry["point"].pop(name) is None
+    assert sweep_plots.axis_of([("", whole)]) == "guidance"
+    curves = sweep_plots.lines(whole)
+    assert list(curves) == ["ddim 2 steps", "ddim 4 steps"]
+    assert [[p["guidance"] for p in points] for points in curves.values()] == [[1.0, 2.5]] * 2
+    assert "guidance1_steps2_ddim" in sweep_points.table(whole)
 
 
 def plot(one, other, where):

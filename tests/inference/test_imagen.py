@@ -256,6 +256,28 @@ def test_the_threshold_of_the_base_model_is_set_at_inference(engine):
     assert options.decoder.threshold == exported
 
 
+def test_variance_and_cap_of_the_base_model_are_set_at_inference(engine):
+    settings = {"threshold": "dynamic", "cap": 1.5, "sampler": "ancestral"}
+    settings |= {"variance": "mix", "gamma": 0.3}
+    options = text.sample_options(TextRequest(captions=("a",), **settings), engine.cascade)
+    assert {name: getattr(options.decoder, name) for name in settings} == settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cap": 1.5, "threshold": "static"}, "--cap is 1.5, which has no effect without --thresh"),
+        ({"variance": "large", "sampler": "ddim"}, "--variance is 'large', which has no effect"),
+        ({"gamma": 0.5, "variance": "small"}, "--gamma is 0.5, which .* --variance=mix; add that"),
+        ({"gamma": 0.5, "variance": "mix", "sampler": "ddim"}, "--variance is 'mix', which has no"),
+    ],
+)
+def test_settings_without_effect_are_rejected(engine, settings, message):
+    request = TextRequest(captions=("a",), **{"sampler": "ancestral", **settings})
+    with pytest.raises(UserError, match=message):
+        text.sample_options(request, engine.cascade)
+
+
 def test_settings_that_upsamplers_were_not_trained_for_is_rejected(loaded):
     set_upsamplers, stage = batch_sampling.upsampler_sampling, loaded.cascade.stage("upsampler_256")
     most = stage.config.augment.most

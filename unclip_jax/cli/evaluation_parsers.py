@@ -65,7 +65,7 @@ def sweep_parser() -> Parser:
     """Returns the parser of `sweep`."""
     parser = Parser(
         "evaluate sweep",
-        description="Score a cascade over guidance, steps and samplers of its decoder.",
+        description="Score a cascade over settings of its decoder and upsamplers.",
     )
     add = parser.add_argument
     flags.add_models(parser, digests=False)
@@ -74,6 +74,10 @@ def sweep_parser() -> Parser:
     add("--guidance", default="1", help="scales, comma-separated; 1 = off")
     add("--steps", help="such as 10,25,ddim50; default: as exported")
     add("--sampler", help="such as ddim,dpmpp_2m; default: as exported")
+    add("--threshold", help="bounds on x_0, such as none,static,dynamic; default: as exported")
+    add("--upsampler-guidance", help="scales of the upsamplers; default: as exported")
+    noise = "noise on the images that upsamplers enlarge, such as 0,0.1,0.2; default: as exported"
+    add("--upsampler-level", help=noise)
     add("--features", help="inception:FILE or clip:EXPORT; default: the models' CLIP")
     add("--resize", default="tf1", help="resize to 299 x 299 as: tf1, torch, clean")
     flags.add_prior(parser)

@@ -55,6 +55,20 @@ class TextRequest(UpsamplingRequest):
         help="bound on x_0 in the decoder; dynamic: Imagen's; default: as exported",
         choices=("none", "static", "dynamic"),
     )
+    cap: float | None = option(
+        None, help="dynamic threshold: largest divisor of x_0; default: as exported", low=1
+    )
+    variance: str | None = option(
+        None,
+        help="ancestral sampler of the decoder: variance; default: as exported",
+        choices=("small", "large", "mix", "learned_range"),
+    )
+    gamma: float | None = option(
+        None,
+        help="of variance mix: 0 = small to 1 = large (Imagen, eq. 6); default: as exported",
+        low=0,
+        high=1,
+    )
     prior_guidance: float | None = option(
         None,
         help="guidance scale of the prior, 1 = off; default: as exported",

@@ -81,16 +81,27 @@ def sample_options(
     guidance: float | None,
     steps: str | None,
     sampler: str | None,
+    threshold: str | None = None,
+    upsampler_guidance: float | None = None,
+    upsampler_level: float | None = None,
 ) -> SampleOptions:
     """Returns the exported settings of a cascade with overrides; None = as exported.
 
     Raises:
         UserError: settings that are invalid or do not go together.
     """
-    overrides = {"guidance_scale": guidance, "steps": steps, "sampler": sampler}
+    overrides = {"steps": steps, "sampler": sampler, "threshold": threshold}
     cascade = loaded.cascade
+    upsampling = batch_sampling.upsampler_sampling(
+        cascade, guidance=upsampler_guidance, level=upsampler_level
+    )
     options = batch_sampling.sample_options(
-        cascade, prior={}, decoder=overrides, condition=condition
+        cascade,
+        prior={},
+        decoder={"guidance_scale": guidance, **overrides},
+        condition=condition,
+        upsamplers=upsampling.upsamplers,
+        upsampler_level=upsampling.upsampler_level,
     )
     if options.decoder is not None:
         cascade.decoder.check_guidance(options.decoder)

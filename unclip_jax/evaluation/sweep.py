@@ -1,7 +1,7 @@
-"""Scores of a cascade over guidance, steps and sampler of its decoder.
+"""Scores of a cascade over the sampling of its decoder and upsamplers.
 
 Every point samples the same captions from the same z_img and the same noise, as in figures 9 and 11
-of unCLIP: only the sampling of the decoder differs. OUT/points/ has one JSON file per point; points
+of unCLIP: only settings of sampling differ. OUT/points/ has one JSON file per point; points
 that exist are not sampled again, and a folder of another protocol is rejected. OUT/sweep.json and
 sweep.csv hold all points, OUT/sweep.png the curves.
 """
@@ -31,12 +31,12 @@ from unclip_jax.inference.text_to_image import CONDITIONS, SampleOptions
 from unclip_jax.metrics import npz, report, scores, worlds
 from unclip_jax.metrics.extractors import Extractor, clip
 from unclip_jax.metrics.score_options import ScoreOptions
-from unclip_jax.objectives.gaussian import SAMPLERS, SamplingConfig
+from unclip_jax.objectives.gaussian import SAMPLERS, THRESHOLDS, SamplingConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-    """A sweep over the sampling of a decoder.
+    """A sweep over the sampling of a decoder and of upsamplers.
 
     Attributes:
         models: run directory.
@@ -45,6 +45,10 @@ class SweepConfig:
         guidance: scales of the decoder; 1 = off.
         steps: grids of the decoder; None = as exported.
         samplers: samplers of the decoder; None = as exported.
+        thresholds: thresholds of the decoder; None = as exported.
+        upsampler_guidance: scales of the upsamplers; None = as exported.
+        upsampler_levels: noise on the images that upsamplers enlarge, as fractions of the chain;
+            None = as exported.
         features: "inception:FILE" or "clip:EXPORT"; None = the CLIP of the models.
         resize: how Inception's input is resized.
         prior: name of the prior.
@@ -65,6 +69,9 @@ class SweepConfig:
     guidance: tuple[float, ...] = (1.0,)
     steps: tuple[str | None, ...] = (None,)
     samplers: tuple[str | None, ...] = (None,)
+    thresholds: tuple[str | None, ...] = (None,)
+    upsampler_guidance: tuple[float | None, ...] = (None,)
+    upsampler_levels: tuple[float | None, ...] = (None,)
     features: str | None = None
     resize: str = "tf1"
     prior: str = "prior"
@@ -80,9 +87,19 @@ class SweepConfig:
 
     def __post_init__(self):
         """Checks the bounds, and the names of condition and samplers."""
-        for scale in self.guidance:
-            if not 0 <= scale < float("inf"):
-                raise UserError(f"--guidance holds {scale:g}; scales are 0 or more, 1 = off.")
+        scales = {"guidance": self.guidance, "upsampler-guidance": self.upsampler_guidance}
+        for name, values in scales.items():
+            for scale in values:
+                if scale is not None and not 0 <= scale < float("inf"):
+                    raise UserError(f"--{name} holds {scale:g}; scales are 0 or more, 1 = off.")
+        for level in self.upsampler_levels:
+            if level is not None and not 0 <= level <= 1:
+                raise UserError(
+                    f"--upsampler-level holds {level:g}; give fractions of the chain, 0 to 1."
+                )
+        for threshold in self.thresholds:
+            if threshold is not None:
+                one_of("--threshold", threshold, THRESHOLDS)
         for name in self.samplers:
             if name is not None:
                 one_of("--sampler", name.partition(":")[0], SAMPLERS)
@@ -94,8 +111,9 @@ class SweepConfig:
 
     @property
     def points(self) -> list[SweepPoint]:
-        """Every combination of guidance, steps and sampler, without repetitions."""
-        grid = itertools.product(self.guidance, self.steps, self.samplers)
+        """Every combination of settings, without repetitions."""
+        decoder = (self.guidance, self.steps, self.samplers, self.thresholds)
+        grid = itertools.product(*decoder, self.upsampler_guidance, self.upsampler_levels)
         return list(dict.fromkeys(SweepPoint(*entry) for entry in grid))
 
     def open_images(self, *, size: int, num: int | None = None) -> ImageSet:

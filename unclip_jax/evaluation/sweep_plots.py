@@ -1,7 +1,8 @@
 """Curves of a sweep: distance against guidance and CLIP score, diversity against guidance.
 
-These are figures 10 and 11 of unCLIP without human raters. Several sweeps share a figure only if
-their features and their reference agree.
+These are figures 10 and 11 of unCLIP without human raters. Where a setting of the upsamplers has
+more values than guidance, it is the axis in place of guidance (as in Imagen, appendix D.2). Several
+sweeps share a figure only if their features and their reference agree.
 """
 
 import json
@@ -17,6 +18,11 @@ from unclip_jax.core.checks import UserError
 
 AGREE = ("features", "weights", "resize", "real", "clip", "captions", "images")
 DISTANCES = ("fid", "frechet")
+AXES = {
+    "guidance": "guidance scale",
+    "upsampler_guidance": "guidance scale of the upsamplers",
+    "upsampler_level": "noise on low-res images",
+}
 
 NamedSweeps = Sequence[tuple[str, dict[str, Any]]]
 
@@ -72,24 +78,25 @@ def distance_of(sweep: dict[str, Any]) -> str:
 
 
 def plot(sweeps: NamedSweeps, out: pathlib.Path) -> None:
-    """Plots three panels, with one line per sweep, sampler and number of steps."""
+    """Plots three panels, with one line per sweep and combination of the other settings."""
     figure = Figure(figsize=(13, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 3)
     distance = distance_of(sweeps[0][1])
     label = "FID" if distance == "fid" else "Fréchet distance in CLIP space"
+    setting = axis_of(sweeps)
     for name, sweep in sweeps:
-        for line, points in lines(sweep).items():
+        for line, points in lines(sweep, setting).items():
             legend = " ".join(word for word in (name, line) if word)
-            _curve(axes[0], points, "guidance", distance, legend)
+            _curve(axes[0], points, setting, distance, legend)
             _curve(axes[1], points, "clip_score", distance, legend)
-            _curve(axes[2], points, "guidance", "diversity", legend)
+            _curve(axes[2], points, setting, "diversity", legend)
             for point in points:
-                if point.get("clip_score") is not None:
+                if point.get("clip_score") is not None and point.get(setting) is not None:
                     at = (point["clip_score"], point[distance])
-                    axes[1].annotate(f"{point['guidance']:g}", at, fontsize=7)
-    names = (("guidance scale", label), ("CLIP score", label))
-    for axis, (x, y) in zip(axes, (*names, ("guidance scale", "diversity")), strict=True):
+                    axes[1].annotate(f"{point[setting]:g}", at, fontsize=7)
+    names = ((AXES[setting], label), ("CLIP score", label), (AXES[setting], "diversity"))
+    for axis, (x, y) in zip(axes, names, strict=True):
         axis.set_xlabel(x)
         axis.set_ylabel(y)
         axis.grid(alpha=0.3)
@@ -98,15 +105,28 @@ def plot(sweeps: NamedSweeps, out: pathlib.Path) -> None:
     figure.savefig(out, dpi=110)
 
 
-def lines(sweep: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Groups points into curves: equal sampler and steps, in order of guidance."""
+def axis_of(sweeps: NamedSweeps) -> str:
+    """Returns the setting with the most values, the first of `AXES` among equals."""
+    points = [entry["point"] for _, sweep in sweeps for entry in sweep["points"]]
+    return max(AXES, key=lambda name: len({point.get(name) for point in points}))
+
+
+def lines(sweep: dict[str, Any], setting: str = "guidance") -> dict[str, list[dict[str, Any]]]:
+    """Groups points that differ in one setting alone into curves, in its order."""
     curves: dict[str, list[dict[str, Any]]] = {}
-    for entry in sorted(sweep["points"], key=lambda entry: entry["point"]["guidance"]):
+    for entry in sorted(sweep["points"], key=lambda entry: entry["point"].get(setting) or 0.0):
         point = entry["point"]
-        words = [point["sampler"], point["steps"] and f"{point['steps']} steps"]
-        name = " ".join(word for word in words if word)
-        curves.setdefault(name, []).append({**point, **entry["scores"]})
+        curves.setdefault(_label(point, setting), []).append({**point, **entry["scores"]})
     return curves
+
+
+def _label(point: dict[str, Any], setting: str) -> str:
+    """Returns the settings of a point except one, as words; "" if the others are as exported."""
+    words = [point["sampler"], point["steps"] and f"{point['steps']} steps"]
+    words.append(point.get("threshold") and f"threshold {point['threshold']}")
+    others = (name for name in AXES if name != setting and point.get(name) is not None)
+    words += [f"{name.replace('_', ' ')} {point[name]:g}" for name in others]
+    return " ".join(word for word in words if word)
 
 
 def _curve(axis: Axes, points: list[dict[str, Any]], x: str, y: str, label: str) -> None:

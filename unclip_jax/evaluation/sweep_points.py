@@ -9,11 +9,14 @@ from unclip_jax.evaluation import protocol_folder, sweep_plots
 
 
 class SweepPoint(NamedTuple):
-    """Sampling settings of the decoder; None = as exported."""
+    """Sampling settings of the decoder and the upsamplers; None = as exported."""
 
     guidance: float
-    steps: str | None
-    sampler: str | None
+    steps: str | None = None
+    sampler: str | None = None
+    threshold: str | None = None
+    upsampler_guidance: float | None = None
+    upsampler_level: float | None = None
 
     @property
     def name(self) -> str:
@@ -21,16 +24,22 @@ class SweepPoint(NamedTuple):
         parts = [f"guidance{self.guidance:g}"]
         parts += [] if self.steps is None else [f"steps{self.steps}".replace(",", "-")]
         parts += [] if self.sampler is None else [self.sampler.replace(":", "-")]
+        parts += [] if self.threshold is None else [f"threshold-{self.threshold}"]
+        for name in ("upsampler_guidance", "upsampler_level"):
+            value = getattr(self, name)
+            parts += [] if value is None else [f"{name.replace('_', '-')}{value:g}"]
         return "_".join(parts)
 
 
 def read(out: pathlib.Path) -> list[dict[str, Any]]:
-    """Reads all points of a folder, in order of sampler, steps and guidance."""
+    """Reads all points of a folder, in the order of their other settings, then of guidance."""
     points = [json.loads(path.read_text()) for path in sorted((out / "points").glob("*.json"))]
 
-    def order(entry: dict[str, Any]) -> tuple[str, str, float]:
-        point = entry["point"]
-        return str(point["sampler"]), str(point["steps"]), point["guidance"]
+    def order(entry: dict[str, Any]) -> tuple[Any, ...]:
+        point = SweepPoint(**entry["point"])
+        upsampling = (point.upsampler_guidance, point.upsampler_level)
+        levels = (-1.0 if value is None else value for value in upsampling)
+        return str(point.sampler), str(point.steps), str(point.threshold), *levels, point.guidance
 
     return sorted(points, key=order)
 

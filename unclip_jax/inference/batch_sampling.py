@@ -147,9 +147,31 @@ def sample_options(
         if prior.get("guidance_scale") is None:
             prior = {**prior, "guidance_scale": guidance}
     changed = override(cascade.decoder_sampling, decoder, stage="decoder")
+    if changed is not None:
+        _check_effect(changed, decoder)
     result = SampleOptions(prior=prior_sampling(cascade, prior), decoder=changed, **options)
     _check_embeddings(cascade, result)
     return result
+
+
+def _check_effect(sampling: Any, changes: dict[str, Any]) -> None:
+    """Rejects changes of the decoder's sampling that other settings leave without effect.
+
+    Raises:
+        UserError: naming the first, and the setting that it needs.
+    """
+    ancestral = sampling.sampler.partition(":")[0] == "ancestral"
+    conditions = {
+        "cap": (sampling.threshold == "dynamic", "--threshold=dynamic"),
+        "variance": (ancestral, "--sampler=ancestral"),
+        "gamma": (ancestral and sampling.variance == "mix", "--sampler=ancestral --variance=mix"),
+    }
+    for name, (effective, needed) in conditions.items():
+        if changes.get(name) is not None and not effective:
+            raise UserError(
+                f"--{name} is {changes[name]!r}, which has no effect without {needed}; add that, "
+                "or leave it out."
+            )
 
 
 def _check_embeddings(cascade: Cascade, options: SampleOptions) -> None:

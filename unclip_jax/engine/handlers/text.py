@@ -117,12 +117,9 @@ def sample_options(request: TextRequest, cascade: Cascade) -> SampleOptions:
     Raises:
         UserError: a setting that this prior does not have, or a value that is not valid.
     """
-    decoder = {
-        "guidance_scale": request.guidance,
-        "steps": request.steps,
-        "sampler": request.sampler,
-        "threshold": request.threshold,
-    }
+    names = ("steps", "sampler", "threshold", "cap", "variance", "gamma")
+    decoder = {name: getattr(request, name) for name in names}
+    decoder["guidance_scale"] = request.guidance
     upsampling = batch_sampling.upsampler_sampling(cascade, **request.upsampling)
     names = ("steps", "sampler", "variance", "temperature", "top_k", "top_p", "dot_percentile")
     prior = {name: getattr(request, f"prior_{name}") for name in names}
