@@ -118,7 +118,7 @@ def test_files_have_65536_rows_unless_told_otherwise(records, tmp_path):
 
 def test_codes_that_do_not_fit_into_16_bits_are_rejected(records, tmp_path):
     CodeWriter(tmp_path / "a", info=info(records, code_count=65_536))
-    with pytest.raises(UserError, match="has 65537 codes; on disk there can be 65536"):
+    with pytest.raises(UserError, match="has 65537 codes; files store at most 65536"):
         CodeWriter(tmp_path / "b", info=info(records, code_count=65_537))
 
 
@@ -140,7 +140,11 @@ def test_codes_of_another_origin_are_not_continued(records, tmp_path, change, me
         (CODES[:0], {}, "holds codes of 0 images for 10 records"),
         (CODES[:, :3], {}, r"codes_0000.npy is uint16\[4, 3\]; expected rows of 4 codes"),
         (CODES, {"grid": 3}, "expected rows of 9 codes"),
-        (CODES, {"data_digest": "other"}, "are of other records; compute them again with `python"),
+        (
+            CODES,
+            {"data_digest": "other"},
+            "are of other records; compute them again with `python",
+        ),
     ],
 )
 def test_codes_that_do_not_fit_the_records_are_rejected(records, tmp_path, codes, changes, message):

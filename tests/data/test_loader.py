@@ -475,7 +475,9 @@ def test_batches_satisfy_their_spec(samples):
 def test_a_bad_image_stops_training_with_its_name(samples):
     source = [{**samples.record(i), "image": samples.png(i)[:50]} for i in range(4)]
     it = loader(source, workers=2)
-    with pytest.raises(UserError, match=r"'k000.' cannot be used: truncated .*records out\.$"):
+    with pytest.raises(
+        UserError, match=r"'k000.' cannot be used: truncated .*leaves such images out\.$"
+    ):
         next(it)
     it.close()
 

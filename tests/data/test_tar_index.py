@@ -162,7 +162,7 @@ def test_a_damaged_index_is_rejected(tars, damage):
     tar_index.write_index(path, rows, options=OPTIONS)
     data = path.read_bytes()
     path.write_bytes(damage(data))
-    with pytest.raises(UserError, match=r"i.tar_index is no index of tars that can be read"):
+    with pytest.raises(UserError, match=r"i.tar_index is not a readable index of tars"):
         TarShard(path)
     path.write_bytes(data)
     assert TarShard(path).num_records() == 4
@@ -243,7 +243,9 @@ def test_long_names_in_the_formats_of_tar():
 
 
 def test_a_folder_of_tars_without_an_index_is_rejected(tmp_path: pathlib.Path, samples):
-    message = r"tars:.*a b' is no index of tars; .* '.*a b' --index --out=DIR` and give tars:DIR"
+    message = (
+        r"tars:.*a b' is not an index of tars; .* '.*a b' --index --out=DIR` and give tars:DIR"
+    )
     with pytest.raises(UserError, match=message.replace("b' is", "b is")):
         tar_source.open_dataset(str(tmp_path / "a b"), FeatureKeys())
     samples.write_folder(tmp_path / "a b", [3])
@@ -272,5 +274,5 @@ def test_the_first_line_of_an_index_has_16_mib_at_most(tars):
         if fits:
             assert TarShard(path).num_records() == 4
         else:
-            with pytest.raises(UserError, match="no index of tars that can be read"):
+            with pytest.raises(UserError, match="not a readable index of tars"):
                 TarShard(path)

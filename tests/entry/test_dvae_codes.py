@@ -243,7 +243,7 @@ def test_folders_of_other_codes_and_too_many_codes_are_rejected(codes, tmp_path)
     info = image_codes.read_info(codes / "train")
     with pytest.raises(UserError, match="holds codes with grid = 4, now it is 8; choose another"):
         CodeWriter(codes / "train", info={**info, "grid": 8})
-    with pytest.raises(UserError, match="has 65537 codes; on disk there can be 65536"):
+    with pytest.raises(UserError, match="has 65537 codes; files store at most 65536"):
         CodeWriter(tmp_path, info={**info, "code_count": 65537})
     with pytest.raises(UserError, match=f"no codes in {tmp_path}/none; compute them again"):
         image_codes.read_info(tmp_path / "none")

@@ -329,7 +329,9 @@ def test_training_from_tars_reads_the_same_batches(
     """From an index that was written for a relative pattern, in another working directory."""
     monkeypatch.chdir(tars)
     pattern, folder = "{00000..00004}.tar", tmp_path / "index"
-    with pytest.raises(UserError, match=r"is no index of tars; write one with `python .* --index"):
+    with pytest.raises(
+        UserError, match=r"is not an index of tars; write one with `python .* --index"
+    ):
         sources.open_dataset(f"tars:{pattern}")
     run(pattern, f"--out={folder}", "--index", *BY_FILE)
     monkeypatch.chdir(tmp_path)
@@ -417,7 +419,7 @@ def test_tars_that_change_under_their_index(samples, tmp_path: pathlib.Path, cha
         open_split(tmp_path / "out", split="train")[0]
     index = tmp_path / "out" / "train-00000-of-00001.tar_index"
     index.write_bytes(index.read_bytes()[:-1])
-    with pytest.raises(UserError, match="is no index of tars that can be read"):
+    with pytest.raises(UserError, match="is not a readable index of tars"):
         open_split(tmp_path / "out", split="train")
 
 

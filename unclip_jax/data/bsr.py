@@ -1,15 +1,15 @@
-"""The BSR degradation in the soft form that latent diffusion gave it ("BSR-light").
+"""The BSR degradation in the milder form of latent diffusion ("BSR-light").
 
-unCLIP's second upsampler is trained on it (section 2.1: "a more diverse BSR degradation", citing
-Rombach et al. 2022, arXiv 2112.10752, who softened BSRGAN, Zhang et al. 2021, arXiv 2103.14006).
-The constants are those of latent diffusion's released configuration for a factor of 4:
+unCLIP's second upsampler is trained with it (section 2.1: "a more diverse BSR degradation", citing
+Rombach et al. 2022, arXiv 2112.10752, a milder form of BSRGAN, Zhang et al. 2021, arXiv
+2103.14006). The constants are those of latent diffusion's released configuration for a factor of 4:
 
-    perhaps halve -> in random order: blur | shrink ... resize | noise | JPEG -> JPEG, 8 bits
+    halve some images -> in random order: blur | shrink ... resize | noise | JPEG -> JPEG, 8 bits
 
-Shrinking comes somewhere before resizing, which gives the final size. Two differences, both where
-the released code departs from what it means to do: a kernel narrower than a pixel is the limit of
-Gaussians instead of all zeros, and the covariance of coloured noise is a covariance (the code takes
-absolute values of its entries).
+Shrinking precedes resizing, which yields the final size. Two mistakes of the released code are
+corrected: a Gaussian narrower than a pixel is the limit of Gaussians instead of all zeros, and the
+covariance of coloured noise is a valid covariance (the released code takes absolute values of its
+entries).
 """
 
 from collections.abc import Callable
@@ -19,25 +19,25 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-Pixels = Float32[np.ndarray, "_ _ 3"]  # [0, 1] in here
+Pixels = Float32[np.ndarray, "_ _ 3"]  # values in [0, 1]
 
-HALVE_SHARE = 0.25  # of images for a factor of 4
+HALVE_SHARE = 0.25  # of images, if the factor is 4
 ANISOTROPIC_SHARE = 0.5  # of blurs
 RESIZE_SHARE = 0.8  # of shrinks; the others filter and take every n-th pixel
 JPEG_SHARE = 0.9  # in the random order; the last step is always JPEG
 JPEG_QUALITY = (80, 95)
-NOISE_LEVEL = (1, 2)  # standard deviation in 1/255
+NOISE_LEVEL = (1, 2)  # standard deviation in units of 1/255
 INTERPOLATIONS = (cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA)
-TAPS = 25  # of the filter before every n-th pixel is taken
+TAPS = 25  # of the filter before subsampling
 
 
 class Task(NamedTuple):
-    """State of one image between the operations.
+    """State of one image between two operations.
 
     Attributes:
-        scale: how many times smaller it still has to get; strengths grow with it.
-        size: height and width at the end.
-        rng: of this example.
+        scale: factor by which the image still has to shrink; other strengths grow with it.
+        size: final height and width.
+        rng: random generator of this example.
     """
 
     scale: int
@@ -51,12 +51,12 @@ Operation = Callable[[Pixels, Task], Pixels]
 def bsr_light(
     image: Float32[np.ndarray, "_ _ 3"], *, factor: int, rng: np.random.Generator
 ) -> Float32[np.ndarray, "_ _ 3"]:
-    """Returns one image in [-1, 1], degraded and `factor` times smaller, on 8-bit levels.
+    """Degrades an image in [-1, 1] and shrinks it by `factor`; values lie on 8-bit levels.
 
     Args:
-        image: sides are multiples of `factor`.
+        image: sides must be multiples of `factor`.
         factor: the strengths were chosen for 4.
-        rng: of this example; the result is a function of image and generator.
+        rng: generator of this example, the only source of randomness.
     """
     height, width, _ = image.shape
     image = (image + np.float32(1)) / np.float32(2)
@@ -79,9 +79,9 @@ def order(rng: np.random.Generator) -> list[Operation]:
 
 
 def blur(image: Pixels, task: Task) -> Pixels:
-    """Convolves with a random Gaussian, half of the time not a round one.
+    """Convolves with a random Gaussian, isotropic half of the time.
 
-    Kernels of even size move the image by half a pixel, as those of the original do.
+    Kernels of even size shift the image by half a pixel, as in the released code.
     """
     rng = task.rng
     if rng.random() < ANISOTROPIC_SHARE:
@@ -94,7 +94,7 @@ def blur(image: Pixels, task: Task) -> Pixels:
 
 
 def shrink(image: Pixels, task: Task) -> Pixels:
-    """Shrinks by a random amount, or by the whole scale after a filter."""
+    """Shrinks by a random factor, or filters and subsamples by the whole scale."""
     height, width, _ = image.shape
     rng = task.rng
     if rng.random() < RESIZE_SHARE:
@@ -106,7 +106,7 @@ def shrink(image: Pixels, task: Task) -> Pixels:
 
 
 def resize(image: Pixels, task: Task) -> Pixels:
-    """Resizes to the final size from any size."""
+    """Resizes from any size to the final size."""
     return _resized(image, task.size, task.rng)
 
 
@@ -127,7 +127,7 @@ def noise(image: Pixels, task: Task) -> Pixels:
 
 
 def jpeg(image: Pixels, task: Task) -> Pixels:
-    """Compresses as JPEG, most of the time."""
+    """Compresses as JPEG with probability `JPEG_SHARE`."""
     return _jpeg(image, task.rng) if task.rng.random() < JPEG_SHARE else image
 
 
@@ -140,10 +140,10 @@ def centred(size: int) -> Float[np.ndarray, " k"]:
 
 
 def gaussian_taps(positions: Float[np.ndarray, " k"], *, sigma: float) -> Float[np.ndarray, " k"]:
-    """Weights of a Gaussian at `positions`, summing to 1.
+    """Returns the weights of a Gaussian at `positions`, which sum to 1.
 
-    As sigma goes to 0 the nearest positions share all the weight, which is why the largest
-    exponent is taken out before `exp` can underflow.
+    The largest exponent is subtracted before `exp`, which would underflow at all positions for
+    small sigma. As sigma goes to 0, the nearest positions share all the weight.
     """
     exponent = -0.5 * (positions / max(sigma, 1e-6)) ** 2
     weights = np.exp(exponent - exponent.max())
@@ -153,7 +153,7 @@ def gaussian_taps(positions: Float[np.ndarray, " k"], *, sigma: float) -> Float[
 def anisotropic_gaussian(
     size: int, *, variances: Float[np.ndarray, " 2"], angle: float
 ) -> Float[np.ndarray, "k k"]:
-    """Weights of a Gaussian with these variances along axes turned by `angle`, summing to 1."""
+    """Returns a Gaussian kernel of sum 1, with `variances` along axes rotated by `angle`."""
     y, x = np.meshgrid(centred(size), centred(size), indexing="ij")
     along = np.cos(angle) * x + np.sin(angle) * y
     across = np.cos(angle) * y - np.sin(angle) * x
@@ -173,8 +173,8 @@ def convolve(image: Pixels, kernel: Float[np.ndarray, "k m"]) -> Pixels:
 def filtered_stride(image: Pixels, scale: int, *, sigma: float) -> Pixels:
     """Returns every `scale`-th pixel of a Gaussian blur, centred on blocks and not on corners.
 
-    The original moves the kernel by (scale - 1) / 2 pixels by interpolating it; here the Gaussian
-    is evaluated there.
+    The released code shifts the kernel by (scale - 1) / 2 pixels by interpolating it; here the
+    Gaussian is evaluated at the shifted positions.
     """
     positions = np.arange(TAPS) - TAPS // 2 - (scale - 1) / 2
     taps = gaussian_taps(positions, sigma=sigma).astype(np.float32)
@@ -200,13 +200,13 @@ def _halved(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def _resized(image: Pixels, size: tuple[int, int], rng: np.random.Generator) -> Pixels:
-    """Resizes with an interpolation of OpenCV, of which only area antialiases."""
+    """Resizes with a random interpolation of OpenCV; only area interpolation antialiases."""
     chosen = INTERPOLATIONS[int(rng.integers(len(INTERPOLATIONS)))]
     return _clipped(cv2.resize(image, size[::-1], interpolation=chosen))
 
 
 def _colour_root(rng: np.random.Generator) -> Float[np.ndarray, "3 3"]:
-    """Samples a root R of a random covariance: R.T @ R has eigenvalues U(0, 1) and random axes."""
+    """Samples a root R of a random covariance R.T @ R: eigenvalues U(0, 1), random axes."""
     axes, _ = np.linalg.qr(rng.random((3, 3)))
     return np.sqrt(rng.random(3))[:, None] * axes.T
 

@@ -1,14 +1,14 @@
-"""Captions in files: text in UTF-8 or UTF-16, and JSON with one or several."""
+"""Captions in files: text in UTF-8 or UTF-16, and JSON with one or several captions."""
 
 import codecs
 from collections.abc import Iterable
 from typing import Any
 
-FIELDS = (  # tried in this order
+FIELDS = (  # in order of preference
     *("text", "caption", "captions", "prompt", "sentences"),
     *("sentence", "comment", "description"),
 )
-_INNER = ("raw", "text", "caption")  # of captions that are JSON objects themselves
+_INNER = ("raw", "text", "caption")  # fields of a caption that is itself a JSON object
 _MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -24,7 +24,7 @@ def texts_of(value: Any) -> tuple[str, ...]:
 
 
 def field_of(facts: dict[str, Any], field: str) -> tuple[str, ...]:
-    """Returns the texts of the field called `field`; "" = of the first usual one that has any."""
+    """Returns the texts of `field`; with "", those of the first usual field that has any."""
     for name in (field, field.lower()) if field else FIELDS:
         if facts.get(name) is not None:
             return texts_of(facts[name])
@@ -41,6 +41,6 @@ def decode(data: bytes) -> str:
 
 
 def cleaned(texts: Iterable[str]) -> tuple[str, ...]:
-    """Returns texts stripped and each once, in their order; empty ones are left out."""
+    """Returns the distinct non-empty texts in order, without surrounding whitespace."""
     stripped = (text.replace("\0", "").strip() for text in texts)
     return tuple(dict.fromkeys(text for text in stripped if text))

@@ -4,12 +4,12 @@ A record is a dict with "image" (encoded bytes), "caption", "key" and "scene" (J
 source that is joined with embeddings adds "z_img" and "z_txt". `key` names a record within its
 data set; `records.digest` identifies its content, wherever it is stored.
 
-Shuffling, epochs and resumption in loader.py rest on `len(source)` and `source[i]`. A source that
-can only be read in order, such as shards in cloud storage, would have `iter(position)` instead: an
-iterator over the records from `position` on, in an order that depends on the source alone. The
-loader's state is already a position (examples read so far), so such a `StreamSource` could be
-resumed like any other. It would have its own branch in the loader; `Dataset.open_split` would
-return it, and nothing else would change.
+Shuffling, epochs and resumption in loader.py need only `len(source)` and `source[i]`. A source that
+can only be read in order, such as shards in cloud storage, could implement `iter(position)`
+instead: an iterator over the records from `position` on, in an order that depends on the source
+alone. The state of the loader is already a position (the number of examples read), so such a
+`StreamSource` could be resumed like any other. It would need its own branch in the loader, and
+`Dataset.open_split` would return it; nothing else would change.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from unclip_jax.core.storage import Location
 from unclip_jax.data import records
 from unclip_jax.data.records import Record
 
-_SAMPLES = 256  # records that stand for a source without a digest of its own
+_SAMPLES = 256  # records hashed of a source that has no digest
 
 
 @runtime_checkable
@@ -38,11 +38,11 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FeatureKeys:
-    """Names under which a data set of another format stores images and captions.
+    """Names of the features with the images and captions, for data sets of other formats.
 
     Attributes:
         image: feature with the image.
-        caption: feature with the caption; "captions/text" is "text" inside of "captions".
+        caption: feature with the caption; "captions/text" is the feature "text" inside "captions".
     """
 
     image: str = "image"
@@ -51,16 +51,15 @@ class FeatureKeys:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set that can be read.
+    """An open data set.
 
     Attributes:
         splits: names of its splits.
-        open_split: opens one split by name; raises UserError if there is none of that name or it
-            is damaged.
+        open_split: opens a split by name; raises UserError if it does not exist or is damaged.
         tokenizer_dir: folder of the tokenizer that belongs to the data; None without one.
         tokenizer_hash: hash of that tokenizer; "" without one.
-        prepared_dir: place of the data if `unclip_jax.prepare` wrote them, and could add a
-            tokenizer.
+        prepared_dir: place of the data if `unclip_jax.prepare` wrote them and can add a tokenizer;
+            else None.
     """
 
     splits: tuple[str, ...]
@@ -71,16 +70,16 @@ class Dataset:
 
 
 def without_image(source: Source, index: int) -> Record:
-    """Reads a record whose image is not needed; it may be there all the same."""
+    """Reads a record whose image is not needed; sources may return it nevertheless."""
     read = getattr(source, "without_image", source.__getitem__)
     return read(index)
 
 
 def content_digest(source: Source) -> str:
-    """Returns the identity of the records of a source, wherever they are stored.
+    """Returns a digest of the records of a source, which does not depend on where they are stored.
 
-    Prepared splits have a `digest` of all their records; of other sources the number of records
-    and the content of up to 256 of them, evenly spaced, are hashed.
+    Prepared splits have a `digest` of all their records. For other sources it is the hash of the
+    number of records and the content of up to 256 of them, evenly spaced.
     """
     stored = getattr(source, "digest", "")
     if stored:
@@ -92,5 +91,5 @@ def content_digest(source: Source) -> str:
     return digest.hexdigest()
 
 
-# Opens the data set at a location, the part of its path after the scheme.
+# Opens the data set at a location, which is the part of the path after the scheme.
 Opener = Callable[[str, FeatureKeys], Dataset]

@@ -25,8 +25,8 @@ class Shard:
     Attributes:
         file: its name inside the folder.
         count: number of records.
-        sha256: over the records' bytes in order.
-        inputs: sha256 over the inputs that it was prepared from; "" = not recorded.
+        sha256: hash of the records' bytes in order.
+        inputs: sha256 of the inputs that it was prepared from; "" = unknown.
     """
 
     file: str
@@ -42,12 +42,13 @@ class Split:
     Attributes:
         name: "train", "validation", ...
         count: number of records in all shards.
-        hash: sha256 over the shards' hashes; equal content in equal order has an equal hash.
+        hash: sha256 of the shards' hashes; equal content in equal order has an equal hash.
         plan: fingerprint of the inputs and options that it was prepared from.
         sources: the inputs, as on the command line.
         shards: the files.
-        signature: of the inputs' files as the file system stated it (`items.Plan`); "" = none.
-        min_side: the smallest shorter side of an image, in pixels; 0 = unknown.
+        signature: sizes and times of the input files in the file system, hashed (`items.Plan`);
+            "" = unknown.
+        min_side: shorter side of the smallest image, in pixels; 0 = unknown.
     """
 
     name: str
@@ -66,9 +67,9 @@ class DatasetManifest:
 
     Attributes:
         format: version of this layout.
-        code_version: of the package that wrote the folder last.
-        tokenizer: hash of the tokenizer beside the data, "" = none.
-        splits: in the order of preparation.
+        code_version: version of the package that last wrote the folder.
+        tokenizer: hash of the tokenizer beside the data; "" = none.
+        splits: in the order in which they were prepared.
     """
 
     format: int = FORMAT
@@ -80,7 +81,7 @@ class DatasetManifest:
         """Returns the split called `name`.
 
         Raises:
-            UserError: there is none.
+            UserError: there is no such split.
         """
         for split in self.splits:
             if split.name == name:
@@ -117,15 +118,15 @@ def read(directory: str | Location) -> DatasetManifest:
     """Reads the manifest of a prepared folder, local or in an object store.
 
     Raises:
-        UserError: no such folder, one that was not prepared completely, or a manifest of another
-            format.
+            UserError: there is no such folder, its preparation did not finish, or its manifest has
+                another format.
     """
     place = storage.location(directory) if isinstance(directory, str) else directory
     return _parse(_stored(place) if isinstance(place, Url) else _text(place), place)
 
 
 def _stored(folder: Url) -> bytes:
-    """Returns the text of the manifest in an object store."""
+    """Reads the text of the manifest in an object store."""
     if not (folder / FILE).exists():
         raise UserError(
             f"no data set at {folder}: it has no {FILE}, which `python -m unclip_jax.prepare` "
@@ -135,7 +136,7 @@ def _stored(folder: Url) -> bytes:
 
 
 def _text(directory: pathlib.Path) -> bytes:
-    """Returns the text of the manifest in a local folder."""
+    """Reads the text of the manifest in a local folder."""
     if not directory.is_dir():
         raise UserError(
             f"no data set at {directory}; make one with `python -m unclip_jax.prepare shapes "
@@ -151,7 +152,7 @@ def _text(directory: pathlib.Path) -> bytes:
 
 
 def _parse(text: bytes, directory: Location) -> DatasetManifest:
-    """Returns the manifest that `text` is."""
+    """Parses the text of a manifest."""
     try:
         content = json.loads(text)
         version = content["format"]
@@ -166,12 +167,12 @@ def _parse(text: bytes, directory: Location) -> DatasetManifest:
 
 
 def write(directory: Location, manifest: DatasetManifest) -> None:
-    """Writes the manifest atomically."""
+    """Writes the manifest atomically to a folder."""
     Folder(directory).write(FILE, as_json(manifest))
 
 
 def as_json(manifest: DatasetManifest) -> str:
-    """Returns the text of a manifest."""
+    """Returns the text of the file."""
     return json.dumps(as_dict(manifest), indent=2, ensure_ascii=False)
 
 
@@ -179,7 +180,7 @@ def shard_paths(directory: Location, split: Split) -> list[Location]:
     """Returns the places of a split's non-empty shards.
 
     Raises:
-        UserError: one is missing.
+        UserError: a shard is missing.
     """
     names = [shard.file for shard in split.shards if shard.count]
     if isinstance(directory, Url):  # one request for all

@@ -1,8 +1,8 @@
 """Degradations of an upsampler's conditioning image in training: downsampling and corruption.
 
-The paper (section 2.1) blurs with a Gaussian of kernel 3 and sigma 0.6 for 64 -> 256, and takes the
-BSR degradation for 256 -> 1024. Each example decides for itself whether it is corrupted, from its
-own generator. A core takes 270 crops of 256 pixels a second through BSR.
+The paper (section 2.1) blurs with a Gaussian of kernel 3 and sigma 0.6 for 64 -> 256, and applies
+the BSR degradation for 256 -> 1024. Whether an example is corrupted is drawn from its own random
+generator. BSR processes 270 crops of 256 pixels per second and core.
 """
 
 import dataclasses
@@ -26,8 +26,9 @@ class DegradeConfig:
 
     Attributes:
         factor: how many times smaller the sides are.
-        name: "none" (shrink only), "blur" or "bsr"; a key of `CORRUPTIONS`.
-        probability: share of the examples that are corrupted; the others are only shrunk.
+        factor: ratio of the sides.
+        name: "none" (downsampling only), "blur" or "bsr"; a key of `CORRUPTIONS`.
+        probability: share of the examples that are corrupted; the others are only downsampled.
     """
 
     factor: int
@@ -41,10 +42,10 @@ class DegradeConfig:
 
 
 def degrade(image: Picture, *, config: DegradeConfig, rng: np.random.Generator) -> Picture:
-    """Returns the conditioning image of one example, sides `config.factor` times smaller.
+    """Returns the conditioning image of one example, with sides `config.factor` times smaller.
 
-    Whether it is corrupted is the first draw from `rng`. The result is a function of image, config
-    and generator.
+    The result is a function of image, config and generator; the first draw from `rng` decides
+    whether the image is corrupted.
 
     Raises:
         UserError: the sides are not multiples of the factor.
@@ -56,7 +57,7 @@ def degrade(image: Picture, *, config: DegradeConfig, rng: np.random.Generator) 
 
 
 def area_downsample(image: Picture, factor: int) -> Picture:
-    """The mean of every `factor` x `factor` block.
+    """Returns the means of all `factor` x `factor` blocks.
 
     Raises:
         UserError: the sides are not multiples of the factor.
@@ -68,7 +69,7 @@ def area_downsample(image: Picture, factor: int) -> Picture:
 
 
 def gaussian_blur(image: Picture, *, size: int, sigma: float) -> Picture:
-    """Convolves with a normalised Gaussian of `size` taps a side; borders are mirrored."""
+    """Convolves with a normalised Gaussian of `size` x `size` taps; borders are mirrored."""
     blurred = cv2.GaussianBlur(image, (size, size), sigma, borderType=cv2.BORDER_REFLECT_101)
     return blurred.reshape(image.shape)
 
@@ -79,13 +80,13 @@ def _shrink(image: Picture, factor: int, rng: np.random.Generator) -> Picture:
 
 
 def _shrink_and_blur(image: Picture, factor: int, rng: np.random.Generator) -> Picture:
-    """Degrades as for the paper's first upsampler: downsampling, then blur."""
+    """Degrades as for the paper's first upsampler: downsamples, then blurs."""
     del rng
     return gaussian_blur(area_downsample(image, factor), size=BLUR_KERNEL, sigma=BLUR_SIGMA)
 
 
 def _bsr(image: Picture, factor: int, rng: np.random.Generator) -> Picture:
-    """Degrades as for the paper's second upsampler, by BSR."""
+    """Degrades as for the paper's second upsampler, with BSR."""
     return bsr_light(image, factor=factor, rng=rng)
 
 
@@ -98,7 +99,7 @@ def _check_sides(image: Picture, factor: int) -> None:
         )
 
 
-# Each takes the full-size image, because stronger corruptions act before and while shrinking.
+# Each receives the full-size image, because stronger corruptions precede the downsampling.
 CORRUPTIONS: dict[str, Callable[[Picture, int, np.random.Generator], Picture]] = {
     "none": _shrink,
     "blur": _shrink_and_blur,

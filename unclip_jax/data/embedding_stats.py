@@ -1,8 +1,8 @@
-"""Statistics of embeddings in one pass: moments of parts of the rows, which add up exactly enough.
+"""Statistics of embeddings in one pass over the rows, from the moments of their parts.
 
 Means and sums of squared deviations are combined by the formula of Chan, Golub and LeVeque (1983,
-"Algorithms for computing the sample variance", equations 2.1), which keeps its digits where the
-mean is large beside the deviations.
+"Algorithms for computing the sample variance", equations 2.1), which is accurate even where the
+mean is large compared with the deviations.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ class Stats:
 
     Attributes:
         count: number of rows.
-        mean: per dimension.
-        std: per dimension (population).
-        norm_mean: mean Euclidean length.
-        norm_std: its standard deviation.
+        mean: mean of every dimension.
+        std: population standard deviation of every dimension.
+        norm_mean: mean Euclidean norm.
+        norm_std: standard deviation of the norm.
     """
 
     count: int
@@ -40,12 +40,12 @@ class Stats:
 
 @dataclasses.dataclass(frozen=True)
 class PartialMoments:
-    """Moments of some rows in float64; the last entry of each array is that of their length.
+    """Moments of some rows in float64; the last entry of each array is that of the norm.
 
     Attributes:
         count: number of rows.
-        mean: of every dimension and of the length.
-        squares: sums of squared deviations from the mean.
+        mean: means of all dimensions and of the norm.
+        squares: sums of squared deviations from these means.
     """
 
     count: int
@@ -62,16 +62,16 @@ class PartialMoments:
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> "PartialMoments":
-        """Reads what `to_json` returned.
+        """Restores moments from `to_json`.
 
         Raises:
-            LookupError, TypeError, ValueError: it is something else.
+            LookupError, TypeError, ValueError: `stored` has another form.
         """
         mean, squares = (np.array(stored[name], np.float64) for name in ("mean", "squares"))
         return cls(int(stored["count"]), mean, squares)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the moments as JSON-ready values, without loss."""
+        """Returns the moments as JSON-ready values, without loss of precision."""
         return {
             "count": self.count,
             "mean": self.mean.tolist(),
@@ -79,7 +79,7 @@ class PartialMoments:
         }
 
     def __add__(self, other: "PartialMoments") -> "PartialMoments":
-        """Returns the moments of the rows of both."""
+        """Returns the moments of the rows of both operands."""
         count = self.count + other.count
         share = other.count / count if count else 0.0
         step = other.mean - self.mean
@@ -87,7 +87,7 @@ class PartialMoments:
         return PartialMoments(count, self.mean + step * share, squares)
 
     def stats(self) -> Stats:
-        """Returns the statistics of the rows."""
+        """Returns mean and standard deviation of dimensions and norm."""
         std = np.sqrt(self.squares / max(self.count, 1))
         return Stats(self.count, self.mean[:-1], std[:-1], float(self.mean[-1]), float(std[-1]))
 
@@ -96,7 +96,7 @@ def total(parts: Iterable[PartialMoments]) -> PartialMoments:
     """Adds moments in order.
 
     Raises:
-        ValueError: there are none.
+        ValueError: `parts` is empty.
     """
     whole: PartialMoments | None = None
     for part in parts:

@@ -1,9 +1,9 @@
 """Writers of embeddings in the layout that `embeddings` reads.
 
 `EmbeddingFolder` takes shards in any order, from any number of processes that share the folder. A
-shard counts as written when its report is there, because that file is renamed into place last; it
-states the origin of the shard, its moments and the digests of its files. `complete` adds up the
-reports, so no row is read again. `EmbeddingWriter` takes rows in order instead.
+shard is complete when its report exists, because that file is renamed into place last. The report
+contains the origin of the shard, its moments and the digests of its files. `complete` adds up the
+reports, so no row is read twice. `EmbeddingWriter` takes rows in order instead.
 """
 
 import json
@@ -38,25 +38,25 @@ from unclip_jax.data.remote_embeddings import open_embeddings
 
 DTYPES = ("float16", "float32")
 REPORTS = "reports"
-_AT_ONCE = 32  # reports that are read at the same time
+_AT_ONCE = 32  # reports that are read concurrently
 
 
 class EmbeddingFolder:
-    """A folder of embeddings that is written shard by shard; `finished` if it is complete."""
+    """A folder of embeddings that is written shard by shard; `finished` is True once complete."""
 
     def __init__(
         self, directory: str | Location, *, info: Mapping[str, Any], dtype: str = "float16"
     ):
-        """Continues in `directory`, or starts there.
+        """Opens or creates `directory`, and continues what is there.
 
         Args:
-            directory: made if missing; at a URL, shards are written to a temporary folder and then
+            directory: folder or URL; at a URL, shards are written to a temporary folder and then
                 copied.
-            info: JSON-ready; where the embeddings come from (CLIP, data set, tokenizer).
-            dtype: "float16" or "float32"; shards of the other are written again.
+            info: origin of the embeddings (CLIP, data set, tokenizer), JSON-ready.
+            dtype: "float16" or "float32"; shards of the other type are written again.
 
         Raises:
-            UserError: `directory` holds embeddings of another origin.
+            UserError: `directory` contains embeddings of another origin.
         """
         self.directory = storage.location(directory) if isinstance(directory, str) else directory
         self._dtype = np.dtype(one_of("dtype", dtype, DTYPES))
@@ -72,11 +72,11 @@ class EmbeddingFolder:
             self._write_stats({"info": self._info, "finished": False})
 
     def is_written(self, index: int) -> bool:
-        """True if shard `index` is complete, of this origin and precision."""
+        """True if shard `index` is complete and has this folder's origin and type."""
         return self._report(index).get("origin") == self._origin
 
     def rows(self, index: int) -> int:
-        """Returns the number of rows of a shard that is written."""
+        """Returns the number of rows of a complete shard."""
         return int(self._report(index)["rows"])
 
     def write(
@@ -92,9 +92,9 @@ class EmbeddingFolder:
 
         Args:
             index: number of the shard.
-            keys: of the rows.
-            captions: of the rows.
-            vectors: z_img, z_txt or both.
+            keys: key of every row.
+            captions: caption of every row.
+            vectors: rows of z_img, z_txt or both.
             extra: further columns of the metadata.
 
         Raises:
@@ -120,7 +120,7 @@ class EmbeddingFolder:
         vectors: Mapping[str, Vectors],
         extra: Mapping[str, Any],
     ) -> list[str]:
-        """Writes the files of a shard; returns their names, that of the report last."""
+        """Writes the files of a shard; returns their names, the report's last."""
         names, moments = [], {}
         for field, rows in vectors.items():
             with np.errstate(over="ignore"):
@@ -145,12 +145,12 @@ class EmbeddingFolder:
         return names
 
     def missing(self, numbers: Sequence[int]) -> list[int]:
-        """Returns those of some shards that are not written; reads many reports at once."""
+        """Returns the shards of `numbers` that are not complete; reads reports concurrently."""
         reports = zip(numbers, self._reports(numbers), strict=True)
         return [index for index, report in reports if report.get("origin") != self._origin]
 
     def finish(self, count: int) -> EmbeddingSource:
-        """Completes the folder of `count` shards and opens it; raises as `complete` does."""
+        """Completes and opens the folder of `count` shards; raises as `complete` does."""
         self.complete(count)
         if isinstance(self.directory, Url):
             return open_embeddings(self.directory)
@@ -159,14 +159,13 @@ class EmbeddingFolder:
     def complete(self, count: int, *, partial: bool = False) -> None:
         """Writes the statistics of `count` shards, after which the folder is complete.
 
-        Reports are read once and added up one after another.
-
         Args:
             count: number of shards.
-            partial: leaves the folder as it is while a shard is missing, which another job writes.
+            partial: True leaves the folder as it is while shards are missing that another job
+                writes.
 
         Raises:
-            UserError: a shard is missing, or the folder holds more.
+            UserError: a shard is missing, or there are more than `count`.
         """
         if self.finished:
             return
@@ -201,7 +200,7 @@ class EmbeddingFolder:
         self.finished = True
 
     def _reports(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """Reads the reports of some shards in order, a few of them at the same time."""
+        """Yields the reports of some shards in order, reading several concurrently."""
         with futures.ThreadPoolExecutor(_AT_ONCE) as pool:
             for start in range(0, len(numbers), _AT_ONCE):
                 yield from pool.map(self._report, numbers[start : start + _AT_ONCE])
@@ -236,7 +235,7 @@ def _make_folders(folder: pathlib.Path) -> None:
 
 
 class EmbeddingWriter:
-    """Writes embeddings in order; `written` is the number of examples already on disk."""
+    """Writes embeddings in order; `written` is the number of rows already on disk."""
 
     def __init__(
         self,
@@ -246,16 +245,16 @@ class EmbeddingWriter:
         shard_size: int = 65536,
         dtype: str = "float32",
     ):
-        """Continues in `directory`, or starts there.
+        """Opens or creates `directory`, and continues what is there.
 
         Args:
-            directory: made if missing.
-            info: as `EmbeddingFolder`.
+            directory: the folder.
+            info: origin of the embeddings, as for `EmbeddingFolder`.
             shard_size: rows per shard.
-            dtype: likewise.
+            dtype: "float16" or "float32".
 
         Raises:
-            UserError: `directory` holds embeddings of another origin.
+            UserError: `directory` contains embeddings of another origin.
         """
         self._folder = EmbeddingFolder(directory, info=info, dtype=dtype)
         self._size = positive("shard_size", shard_size)
@@ -271,7 +270,7 @@ class EmbeddingWriter:
     def add(
         self, keys: Sequence[str], captions: Sequence[str], *, z_img: Vectors, z_txt: Vectors
     ) -> None:
-        """Adds rows and writes every shard that is full.
+        """Adds rows and writes all full shards.
 
         Raises:
             UserError: the lengths differ, a value is not finite, or the folder is complete.
@@ -286,7 +285,7 @@ class EmbeddingWriter:
             self._flush()
 
     def finish(self) -> EmbeddingSource:
-        """Writes the last shard and the statistics, and opens the result."""
+        """Writes the last shard and the statistics, and opens the folder."""
         if self._pending["key"]:
             self._flush()
         return self._folder.finish(self._shards)
@@ -304,16 +303,19 @@ class EmbeddingWriter:
 def _check_rows(
     keys: Sequence[str], captions: Sequence[str], vectors: Mapping[str, Vectors]
 ) -> None:
-    """Compares lengths, and rejects values that are not finite.
+    """Checks that lengths agree and values are finite.
 
     Raises:
-        UserError: naming what is wrong.
+        UserError: they do not agree, or a value is NaN or infinite.
     """
     counts = {"keys": len(keys), "captions": len(captions)}
     counts |= {field: len(rows) for field, rows in vectors.items()}
     if len(set(counts.values())) > 1:
         stated = ", ".join(f"{count} {name}" for name, count in counts.items())
-        raise UserError(f"embeddings do not match: {stated}.")
+        raise UserError(
+            f"embeddings have {stated}; pass one key, one caption and one row of each kind per "
+            "example."
+        )
     if not all(np.isfinite(rows).all() for rows in vectors.values()):
         raise UserError(
             f"an embedding near {keys[0]!r} is NaN or infinite; its model is damaged, or its "
@@ -322,10 +324,10 @@ def _check_rows(
 
 
 def _check_info(directory: Location, stored: dict[str, Any], info: dict[str, Any]) -> None:
-    """Checks that the folder was begun from the same origin.
+    """Checks that the embeddings in a folder have the same origin.
 
     Raises:
-        UserError: naming the first entry that differs.
+        UserError: an entry of `info` differs; the message names the first.
     """
     for name in sorted(stored.keys() | info.keys()):
         before, now = stored.get(name), info.get(name)

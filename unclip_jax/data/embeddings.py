@@ -1,11 +1,11 @@
 """Embeddings on disk in the layout of clip-retrieval and img2dataset, memory-mapped.
 
-A folder holds `img_emb/img_emb_0000.npy`, `text_emb/text_emb_0000.npy` and
+A folder contains `img_emb/img_emb_0000.npy`, `text_emb/text_emb_0000.npy` and
 `metadata/metadata_0000.parquet` (columns key and caption) for shards 0, 1, ...; row i of each
-belongs to the same example. `embedding_writer` adds `stats.json`: where the embeddings come from,
-and, once all are written, their statistics. Folders that other tools wrote have none.
+belongs to the same example. `embedding_writer` adds `stats.json` with the origin of the embeddings
+and, once all are written, their statistics. Folders written by other tools have none.
 
-Arrays are mapped and tables read when a row of theirs is read; of both the latest few stay open.
+Arrays and tables are opened when a row of theirs is read; a limited number stays open.
 """
 
 import functools
@@ -28,15 +28,15 @@ from unclip_jax.data.embedding_stats import PartialMoments, Stats, Vectors, tota
 
 KINDS = {"z_img": "img_emb", "z_txt": "text_emb"}
 STATS = "stats.json"
-OURS = b"unclip_jax"  # in the metadata of tables that belong to a STATS
+OURS = b"unclip_jax"  # in the metadata of tables in a folder with STATS
 # Entries of the statistics: the digest of every other file by its path, and of all entries.
 FILES, DIGEST = "files", "digest"
 SHARDS = "shards"  # entry of the statistics: the numbers of rows of the shards
 REMEDY = "delete it, it will be computed again."
-ADVICE = "copy the embeddings again, or make them again."
-_CHUNK = 65536  # rows per step when statistics are taken
-_TABLES = 32  # that stay in memory
-_ARRAYS = 16384  # that stay mapped at most; Linux allows a process 65,530 maps
+ADVICE = "copy the embeddings again, or compute them again."
+_CHUNK = 65536  # rows per step when statistics are computed
+_TABLES = 32  # tables in memory at most
+_ARRAYS = 16384  # arrays mapped at most; Linux allows a process 65,530 maps
 
 
 class EmbeddingSource:
@@ -46,12 +46,12 @@ class EmbeddingSource:
         """Opens `directory`.
 
         Args:
-            directory: the embeddings.
-            verify: compares all files with their stored digests, where the folder has them.
+            directory: folder of the embeddings.
+            verify: True compares all files with their stored digests, if the folder has them.
 
         Raises:
-            UserError: no or not all embeddings in the folder, files that were changed, or shards
-                whose counts or dimensions disagree.
+            UserError: the folder has no embeddings or is incomplete, its files were changed, or
+                counts or dimensions of shards disagree.
         """
         folder = pathlib.Path(directory)
         self.directory: Location = folder
@@ -81,14 +81,16 @@ class EmbeddingSource:
                 self._paths[field] = paths
                 self._dims[field] = _check_arrays(paths, counts)
         if not self._paths:
-            raise UserError(f"{self.directory} has metadata but no img_emb or text_emb folder.")
+            raise UserError(
+                f"{self.directory} has metadata but no img_emb or text_emb folder; {ADVICE}"
+            )
         self._open_caches()
 
     def _check_finished(self, stored: dict[str, Any]) -> None:
         """Rejects embeddings that are not complete.
 
         Raises:
-            UserError: the statistics state that.
+            UserError: according to their statistics, rows are missing.
         """
         if not stored.get("finished", True):
             raise UserError(
@@ -133,13 +135,13 @@ class EmbeddingSource:
         }
 
     def row(self, index: int, fields: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """Returns some embeddings of one row, without its key and caption; None = all."""
+        """Returns the embeddings of one row without its key and caption; None = all fields."""
         shard, row = self._place(index)
         names = self._paths if fields is None else fields
         return {f: np.asarray(self._array(f, shard)[row], np.float32) for f in names}
 
     def _place(self, index: int) -> tuple[int, int]:
-        """Returns the shard of a row and its number there.
+        """Returns the shard of a row and the row's index within it.
 
         Raises:
             IndexError: there is no such row.
@@ -151,7 +153,7 @@ class EmbeddingSource:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Names of the embeddings in the folder, out of z_img and z_txt."""
+        """Names of the embeddings in the folder: z_img, z_txt or both."""
         return tuple(self._paths)
 
     def dim(self, field: str) -> int:
@@ -181,7 +183,7 @@ class EmbeddingSource:
 
     @property
     def dtype(self) -> np.dtype:
-        """The precision on disk, of the first field."""
+        """Type of the stored embeddings (that of the first field)."""
         return self._array(self.fields[0], 0).dtype
 
     def shard_keys(self) -> Iterator[list[str]]:
@@ -190,14 +192,14 @@ class EmbeddingSource:
             yield [str(key) for key in self._table(shard)["key"].to_pylist()]
 
     def take(self, field: str, rows: Int64[np.ndarray, " b"]) -> Vectors:
-        """Returns some rows of `field` in any order as one float32 array."""
+        """Returns the given rows of `field`, in any order, as one float32 array."""
         values = np.empty((len(rows), self.dim(field)), np.float32)
         for shard, places, numbers in self._by_shard(rows):
             values[places] = self._array(field, shard)[numbers]
         return values
 
     def take_keys(self, rows: Int64[np.ndarray, " b"]) -> list[str]:
-        """Returns the keys of some rows in any order."""
+        """Returns the keys of the given rows, in any order."""
         keys = [""] * len(rows)
         for shard, places, numbers in self._by_shard(rows):
             stored = self._table(shard)["key"].take(numbers).to_pylist()
@@ -206,7 +208,7 @@ class EmbeddingSource:
         return keys
 
     def _by_shard(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Yields shards, the places in `rows` that lie in each, and their rows there."""
+        """Yields each shard, the positions in `rows` that it contains, and their indices in it."""
         shards = np.searchsorted(self._ends, rows, side="right")
         for shard in np.unique(shards):
             places = np.flatnonzero(shards == shard)
@@ -214,7 +216,7 @@ class EmbeddingSource:
             yield int(shard), places, rows[places] - begin
 
     def records(self) -> Int64[np.ndarray, " rows"] | None:
-        """Returns the number of every row's record, if only some records have a row; else None.
+        """Returns the record of every row by number if only some records have a row; else None.
 
         Raises:
             UserError: a table cannot be read.
@@ -226,7 +228,7 @@ class EmbeddingSource:
     def blocks(self, most: int, *, size: int = 8192) -> Iterator[dict[str, Vectors]]:
         """Yields all fields of at most `most` rows, `size` rows at a time.
 
-        Where there are more rows, blocks lie evenly over them; the same ones every time.
+        If there are more rows, the blocks are evenly spaced, and the same in every call.
         """
         count = len(self)
         size = min(size, most)
@@ -239,7 +241,7 @@ class EmbeddingSource:
             yield {field: self.vectors(field, start, stop) for field in self.fields}
 
     def stats(self, field: str) -> Stats:
-        """Returns the statistics of `field`, from stats.json if its count fits, else computed."""
+        """Returns the statistics of `field`, read from stats.json if its count matches."""
         entry = self._read_stats().get(field)
         try:
             if not entry or entry["count"] != len(self):
@@ -250,7 +252,7 @@ class EmbeddingSource:
             raise _damaged(self.directory / STATS) from None
 
     def groups(self) -> np.ndarray:
-        """Returns the first row of every record, and the end: rows of one record have one key."""
+        """Returns the first row of every record, then the end; rows of one record share a key."""
         starts, before = [], None
         for shard, end in enumerate(self._ends):
             keys = self._table(shard)["key"].to_numpy()
@@ -266,15 +268,15 @@ class EmbeddingSource:
 
 
 def file_name(kind: str, index: int, suffix: str) -> str:
-    """Returns the name of a file of shard `index` below the folder of the embeddings."""
+    """Returns the path of a file of shard `index` within the folder of embeddings."""
     return f"{kind}/{kind}_{index:04d}.{suffix}"
 
 
 def read_stats(directory: Location) -> dict[str, Any]:
-    """Reads stats.json; returns {} if there is none.
+    """Reads stats.json; returns {} if it does not exist.
 
     Raises:
-        UserError: it is no JSON object, or was changed.
+        UserError: it is not a JSON object, or was changed.
     """
     path = directory / STATS
     if not path.exists():
@@ -316,9 +318,9 @@ def numbered(folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
     numbered = [(int(m[1]), p) for p in folder.glob("*") if (m := pattern.fullmatch(p.name))]
     numbers = sorted(number for number, _ in numbered)
     if numbers != list(range(len(numbers))):
-        raise UserError(f"{folder} holds shards {numbers}; they should count up from 0.")
+        raise UserError(f"{folder} holds shards {numbers}; they should count up from 0; {ADVICE}")
     for _, path in numbered:
-        check_regular(path)  # a named pipe would stop its reader
+        check_regular(path)  # reading a named pipe would block
     return [path for _, path in sorted(numbered)]
 
 
@@ -333,28 +335,31 @@ def _footer(path: Location) -> pyarrow.parquet.ParquetFile:
             key_column(path, file.schema_arrow.names)
             return file
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}; make the embeddings again.") from error
+        raise UserError(f"{path} cannot be read: {error}; {ADVICE}") from error
 
 
 def _readable(path: Location) -> Any:
-    """Returns what PyArrow reads of a file; an object of a store in memory."""
+    """Returns what PyArrow can read: the path, or the content of an object in a store."""
     return pyarrow.BufferReader(path.read_bytes()) if isinstance(path, Url) else path
 
 
 def key_column(path: Location, names: Sequence[str]) -> str:
-    """Returns the column of the keys, as we, clip-retrieval or img2dataset name it.
+    """Returns the name of the column with the keys, as we, clip-retrieval or img2dataset name it.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such column.
     """
     key = next((name for name in ("key", "image_path") if name in names), None)
     if key is None:
-        raise UserError(f"{path} has columns {[*names]}; it needs 'key' or 'image_path'.")
+        raise UserError(
+            f"{path} has columns {[*names]}; it needs 'key' or 'image_path': rename the column "
+            "with the keys."
+        )
     return key
 
 
 def read_table(path: Location) -> pyarrow.Table:
-    """Reads the columns key and caption, named as clip-retrieval or as img2dataset names them.
+    """Reads keys and captions, from columns named as by clip-retrieval or by img2dataset.
 
     Raises:
         UserError: the file cannot be read or has no keys.
@@ -375,37 +380,35 @@ def _columns(path: Location, names: list[str]) -> pyarrow.Table:
     """Reads some columns of a table.
 
     Raises:
-        UserError: the file cannot be read, or lacks one.
+        UserError: the file cannot be read or lacks a column.
     """
     try:
         return pyarrow.parquet.read_table(_readable(path), columns=names)
     except (pyarrow.ArrowException, OSError, KeyError) as error:
-        raise UserError(f"{path} cannot be read: {error}; make the embeddings again.") from error
+        raise UserError(f"{path} cannot be read: {error}; {ADVICE}") from error
 
 
 def _check_arrays(paths: list[pathlib.Path], counts: list[int]) -> int:
-    """Compares arrays with the metadata; returns their dimension.
+    """Compares the shapes of arrays with the metadata; returns their dimension.
 
     Raises:
-        UserError: a file is missing, cut short, or of other rows or dimensions.
+        UserError: a file is missing or cut short, or its rows or dimension differ.
     """
     if len(paths) != len(counts):
         raise UserError(
-            f"{paths[0].parent} has {len(paths)} shards, metadata has {len(counts)}; make the "
-            "embeddings again."
+            f"{paths[0].parent} has {len(paths)} shards, metadata has {len(counts)}; {ADVICE}"
         )
     dim = 0
     for path, count in zip(paths, counts, strict=True):
         array = open_array(path, advice="make it again.")
         if array.ndim != 2 or array.shape[0] != count:
             raise UserError(
-                f"{path} has shape {list(array.shape)}, its metadata has {count} rows; make the "
-                "embeddings again."
+                f"{path} has shape {list(array.shape)}, its metadata has {count} rows; {ADVICE}"
             )
         dim = dim or array.shape[1]
         if array.shape[1] != dim:
             raise UserError(
                 f"{path} has dimension {array.shape[1]}, the first shard {dim}; they come from "
-                "different CLIPs."
+                "different CLIPs. Embed the data again with one of them."
             )
     return dim

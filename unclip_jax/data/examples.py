@@ -1,8 +1,8 @@
 """Conversion of records to examples, in a fixed and a random part.
 
-The fixed part (decode, resize, tokenise) depends on the record alone and may be kept in memory; the
-random part (crop, flip, corruption) draws from a generator that belongs to the example's place in
-the stream of the whole run.
+The fixed part (decode, resize, tokenise) depends on the record alone and may be cached in memory.
+The random part (crop, flip, corruption) draws from a generator that is derived from the example's
+position in the stream of the whole run.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ from unclip_jax.tokenization.caption_tokenizer import Tokenizer
 
 TEXT = ("tokens", "token_mask")
 EMBEDDINGS = ("z_img", "z_txt")
-CODES = ("codes",)  # of images, from disk
-STRINGS = ("key", "caption", "scene")  # stay on the host
+CODES = ("codes",)  # of images, read from disk
+STRINGS = ("key", "caption", "scene")  # not moved to devices
 FIELDS = ("image", "low_res", *TEXT, *EMBEDDINGS, *CODES, *STRINGS)
 
-CHOICES = "captions"  # of an example: the number of its captions, of which one is chosen
+CHOICES = "captions"  # number of captions of an example that `RandomPart` chooses from
 
 Example = dict[str, Any]
 
@@ -38,23 +38,22 @@ class ExampleConfig:
     """Fields of an example and preprocessing of its image.
 
     Attributes:
-        fields: batch fields to make: image, low_res, tokens, token_mask, z_img, z_txt, codes, and
-            key, caption, scene (arrays of strings, for the host).
+        fields: batch fields: image, low_res, tokens, token_mask, z_img, z_txt, codes, and key,
+            caption, scene (arrays of strings, for the host).
         image_size: side to which images are resized and cropped.
         crop: "center", or "random" along the longer side.
-        flip: mirror half of the images; wrong for captions that name sides.
-        patch: side of a random window cut out of the `image_size` image; None = all of it. An
-            upsampler trains on these.
-        length: token positions.
-        degrade: how low_res is computed from the (cropped) image; for that field only.
+        flip: mirrors half of the images; wrong if captions mention left and right.
+        patch: side of a random window of the `image_size` image, on which upsamplers train; None =
+            the whole image.
+        length: number of token positions.
+        degrade: degradation from the (cropped) image to low_res; only for that field.
         empty_captions: share of examples whose caption is replaced by the empty one.
-        captions: of several captions of an image, "first" or "any" (another one in every epoch).
-        bpe_dropout: probability with which merges of tokens are skipped, another time in every
-            epoch.
-        specials: tokens of an empty caption: 2, start and end, or 1, the end alone (T5).
-        fast_decode: decode JPEGs at a fraction of their size (`image_codec.decode`), which changes
-            pixels a little.
-        arrays: names of fields that records hold as arrays (`pairs.matching`), instead of images.
+        captions: which of several captions of an image: "first" or "any" (drawn anew every epoch).
+        bpe_dropout: probability of skipping a merge of the tokenizer, drawn anew every epoch.
+        specials: number of tokens of an empty caption: 2, start and end, or 1, the end alone (T5).
+        fast_decode: decodes JPEGs at a fraction of their size (`image_codec.decode`), which
+            changes pixels slightly.
+        arrays: names of fields that are arrays in the records (`pairs.matching`) instead of images.
     """
 
     fields: tuple[str, ...]
@@ -106,7 +105,7 @@ class ExampleConfig:
 
 
 class FixedExamples:
-    """The fixed part of every example, cached up to a limit of memory."""
+    """The fixed part of every example, cached within a memory limit."""
 
     def __init__(
         self,
@@ -152,11 +151,11 @@ class FixedExamples:
         return example
 
     def _make(self, record: Record) -> Example:
-        """Returns the fixed part; fields of captions are stacked where one of several is chosen."""
+        """Returns the fixed part; caption fields are stacked if one of several is chosen later."""
         config = self._config
         if config.arrays:
             return {name: record[name] for name in config.fields}
-        text = ("caption",) if config.bpe_dropout else ()  # segmented when it is read
+        text = ("caption",) if config.bpe_dropout else ()  # `RandomPart` segments it
         names = [f for f in (*EMBEDDINGS, *CODES, *STRINGS) if f in (*config.fields, *text)]
         example: Example = {name: record[name] for name in names}
         if config.decodes_images:
@@ -180,8 +179,8 @@ class RandomPart:
     """The random part of an example, a pure function of the fixed part and a generator.
 
     Attributes:
-        config: of the examples.
-        segmentation: of captions, with `config.bpe_dropout`.
+        config: settings of the examples.
+        segmentation: segmentation of captions, if `config.bpe_dropout` is not 0.
     """
 
     config: ExampleConfig
@@ -215,14 +214,14 @@ class RandomPart:
 
 
 def _captions(record: Record, config: ExampleConfig) -> list[str]:
-    """Returns the captions to choose from; the first alone if z_txt is of that one."""
+    """Returns the captions to choose from: only the first if z_txt belongs to that one."""
     if config.captions == "first" or ("z_txt" in config.fields and record["z_txt"].ndim == 1):
         return [record["caption"]]
     return record.get("captions", [record["caption"]])
 
 
 def _bytes(value: Any) -> int:
-    """Returns the memory of a value of an example."""
+    """Returns the memory of a value of an example in bytes."""
     return value.nbytes if isinstance(value, np.ndarray) else sys.getsizeof(value)
 
 
@@ -234,7 +233,7 @@ def _with_caption(example: Example, index: int) -> Example:
 
 
 def without_caption(example: Example, *, specials: int = 2) -> Example:
-    """Returns the example with the empty caption: start and end token alone, or the end alone."""
+    """Returns the example with the empty caption: start and end token, or the end token alone."""
     tokens, mask = np.zeros_like(example["tokens"]), np.zeros_like(example["token_mask"])
     end = int(example["token_mask"].sum()) - 1
     tokens[:specials], mask[:specials] = example["tokens"][[0, end]][-specials:], True
@@ -242,7 +241,7 @@ def without_caption(example: Example, *, specials: int = 2) -> Example:
 
 
 def collate(examples: Sequence[Example], *, fields: tuple[str, ...]) -> HostBatch:
-    """Stacks examples field by field; images stay uint8 until they are on a device."""
+    """Stacks examples field by field; images remain uint8 until they are on a device."""
     batch = {}
     for field in fields:
         values = [example[field] for example in examples]
@@ -251,14 +250,14 @@ def collate(examples: Sequence[Example], *, fields: tuple[str, ...]) -> HostBatc
 
 
 def _image(record: Record, config: ExampleConfig) -> image_codec.Pixels:
-    """Decodes and resizes an image; crops it too, unless the crop is random."""
+    """Decodes and resizes an image, and crops it unless the crop is random."""
     try:
         reduced = config.image_size if config.fast_decode else 0
         pixels = image_codec.decode(record["image"], limits=image_codec.ANY_SIZE, reduced=reduced)
     except image_codec.BadImage as error:
         raise UserError(
-            f"the image of record {record['key']!r} cannot be used: {error}. "
-            "unclip_jax.prepare leaves such records out."
+            f"the image of record {record['key']!r} cannot be used: {error}. Prepare the data with "
+            "`python -m unclip_jax.prepare`, which leaves such images out."
         ) from error
     if "low_res" in config.fields:
         check_side(min(pixels.shape[:2]), config.image_size, f"record {record['key']!r}")
@@ -267,7 +266,7 @@ def _image(record: Record, config: ExampleConfig) -> image_codec.Pixels:
 
 
 def check_side(side: int, needed: int, what: str) -> None:
-    """Rejects an image that would be enlarged to become the ground truth of an upsampler.
+    """Rejects an image that would have to be enlarged to be the target of an upsampler.
 
     Raises:
         UserError: its shorter side is below `needed`.
@@ -275,7 +274,7 @@ def check_side(side: int, needed: int, what: str) -> None:
     if side < needed:
         raise UserError(
             f"the image of {what} has a shorter side of {side} pixels; the upsampler trains on "
-            f"images of {needed}, and enlarged ones would teach it blur. Prepare the data with "
+            f"images of {needed} and would learn blur from enlarged ones. Prepare the data with "
             f"--min-side={needed}, which skips and counts smaller images."
         )
 

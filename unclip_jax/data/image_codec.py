@@ -1,7 +1,7 @@
-"""Decoding of images of any origin to uint8 RGB arrays, and encoding.
+"""Decoding of images of any source to uint8 RGB arrays, and encoding.
 
-Decoding rejects before it allocates: an image's size is read from its header and checked first.
-All resizing is Pillow's (antialiased), because features and FID depend on it.
+The size of an image is read from its header and checked before any pixels are decoded. All resizing
+is Pillow's (antialiased), because features and FID depend on it.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ from unclip_jax.data import image_formats
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 
-# Only raster formats whose decoders are plain code; never EPS and its like, which run programs.
+# Only raster formats that Pillow decodes itself; EPS, for example, would start Ghostscript.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM")
 SUFFIXES = (  # of these formats
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".webp", ".avif", ".gif"),
     *(".bmp", ".dib", ".tif", ".tiff", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError)
-_TURNS = {  # EXIF orientation -> what makes the image upright
+_TURNS = {  # EXIF orientation -> transposition that makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -33,8 +33,8 @@ _TURNS = {  # EXIF orientation -> what makes the image upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_METADATA_ERRORS = ("not an image", "truncated image", "unreadable image")  # reasons to try again
-_RANGE_TAGS = ((340, 341), (280, 281))  # TIFF: smallest and largest value, of any or integer type
+_METADATA_ERRORS = ("not an image", "truncated image", "unreadable image")  # retried without them
+_RANGE_TAGS = ((340, 341), (280, 281))  # TIFF tags of the smallest and largest value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +42,9 @@ class ImageLimits:
     """Bounds on the size of usable images.
 
     Attributes:
-        max_pixels: more are rejected before decoding.
-        min_side: the shorter side must have at least this many pixels.
-        max_aspect: longer side over shorter side, at most.
+        max_pixels: images with more are rejected before they are decoded.
+        min_side: smallest allowed shorter side in pixels.
+        max_aspect: largest allowed ratio of the longer to the shorter side.
     """
 
     max_pixels: int = 64_000_000
@@ -52,7 +52,7 @@ class ImageLimits:
     max_aspect: float = 8.0
 
 
-ANY_SIZE = ImageLimits(max_pixels=2**31, min_side=1, max_aspect=float("inf"))  # of checked records
+ANY_SIZE = ImageLimits(max_pixels=2**31, min_side=1, max_aspect=float("inf"))  # for checked records
 
 
 class BadImage(UserError):
@@ -64,19 +64,19 @@ class BadImage(UserError):
 
 
 def decode(data: bytes, *, limits: ImageLimits | None = None, reduced: int = 0) -> Pixels:
-    """Decodes to RGB: upright, transparency over white, grey and CMYK converted, 16 bits to 8.
+    """Decodes to RGB: upright, alpha over white, grey and CMYK converted, 16 bits to 8.
 
-    Damaged metadata (text, profiles, EXIF) never cost an image.
+    Damaged metadata (text, profiles, EXIF) do not prevent decoding.
 
     Args:
         data: the encoded image.
-        limits: of its size.
-        reduced: a JPEG is decoded at a half, a quarter or an eighth of its size, from the lowest
-            frequencies of its blocks, if both sides keep so many pixels; 0 = at its size.
+        limits: bounds on its size.
+        reduced: decodes a JPEG at a half, a quarter or an eighth of its size, from the lowest
+            frequencies of its blocks, if both sides keep at least this many pixels; 0 = full size.
 
     Raises:
-        BadImage: not an image, truncated, too small, too long, a decompression bomb, or a pixel
-            format without a meaning as colour.
+        BadImage: the data are not an image, truncated, too small, too elongated, a decompression
+            bomb, or of a pixel format that cannot be converted to RGB.
     """
     limits = limits or ImageLimits()
     try:
@@ -116,7 +116,7 @@ def encode_jpeg(image: Pixels, *, quality: int = 95) -> bytes:
 
 
 def is_image(start: bytes) -> bool:
-    """True if a file that begins with these bytes is an image, of a format that is read or not."""
+    """True if a file that begins with these bytes is an image, whether or not `decode` reads it."""
     return bool(image_formats.name(start))
 
 
@@ -126,7 +126,7 @@ def is_lossless(data: bytes) -> bool:
 
 
 def format_of(data: bytes) -> str:
-    """Returns the format of an image's bytes in lower case, "png" or "jpeg" for example.
+    """Returns the format of an encoded image in lower case, such as "png" or "jpeg".
 
     Raises:
         BadImage: the format is not one of FORMATS.
@@ -147,8 +147,8 @@ def short_side(data: bytes) -> int:
 def resize_short(image: Pixels, size: int) -> Pixels:
     """Resizes so that the shorter side is `size`; the aspect ratio is kept.
 
-    Halving with a box filter while the image is at least twice too large, then bicubic: the
-    procedure of ADM's centre crop.
+    A box filter halves the image while it is at least twice too large, then bicubic interpolation
+    resizes it, as in ADM's centre crop.
     """
     height, width = image.shape[:2]
     if min(height, width) == size:
@@ -163,12 +163,12 @@ def resize_short(image: Pixels, size: int) -> Pixels:
 
 
 def crop(image: Pixels, size: int, *, top: int, left: int) -> Pixels:
-    """Returns the `size` x `size` window whose upper left corner is (top, left)."""
+    """Returns the `size` x `size` window with the upper left corner (top, left)."""
     return image[top : top + size, left : left + size]
 
 
 def center_crop(image: Pixels, size: int) -> Pixels:
-    """Returns the middle `size` x `size` window; both sides must be at least `size`."""
+    """Returns the central `size` x `size` window; both sides must be at least `size`."""
     height, width = image.shape[:2]
     return crop(image, size, top=(height - size) // 2, left=(width - size) // 2)
 
@@ -181,17 +181,17 @@ def random_crop(image: Pixels, size: int, *, rng: np.random.Generator) -> Pixels
 
 
 def flip(image: Pixels) -> Pixels:
-    """Mirrors left and right."""
+    """Mirrors the image horizontally."""
     return image[:, ::-1]
 
 
 def to_float(images: UInt8[np.ndarray, "*b h w c"]) -> Float32[np.ndarray, "*b h w c"]:
-    """Maps 0..255 to [-1, 1], the ends exactly; `core.picture.to_uint8` is the inverse."""
+    """Maps 0..255 to [-1, 1]; `core.picture.to_uint8` is the inverse."""
     return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def _open(data: bytes) -> Image.Image:
-    """Reads the header only."""
+    """Opens an image, which reads only its header."""
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -206,7 +206,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _header(data: bytes) -> Image.Image:
-    """Reads the header of an image that `decode` takes, if need be without its metadata."""
+    """Opens an image that `decode` accepts, without its metadata if these are damaged."""
     try:
         return _open(data)
     except BadImage as error:
@@ -231,7 +231,7 @@ def _check_size(image: Image.Image, limits: ImageLimits) -> None:
 
 
 def _load(data: bytes, limits: ImageLimits, reduced: int) -> Image.Image:
-    """Reads the header, checks the size and then decodes the pixels."""
+    """Opens an image, checks its size and decodes its pixels."""
     image = _open(data)
     _check_size(image, limits)
     try:
@@ -249,19 +249,19 @@ def _load(data: bytes, limits: ImageLimits, reduced: int) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation of a decoded image; 1 if it cannot be read."""
-    if image.format == "TIFF":  # Pillow has turned it
+    if image.format == "TIFF":  # Pillow has applied it
         return 1
     block = image.info.get("exif")
     if isinstance(block, bytes):
         return image_formats.from_exif(block)
     try:
-        return int(image.getexif().get(0x0112, 1))  # stated elsewhere, in XMP for example
-    except Exception:  # damaged metadata are no reason to lose the image
+        return int(image.getexif().get(0x0112, 1))  # also finds it in XMP
+    except Exception:  # damaged metadata do not prevent decoding
         return 1
 
 
 def _reads(kind: str) -> bool:
-    """True if images of this format can be read here."""
+    """True if this installation reads images of this format."""
     return kind in FORMATS and (kind != "AVIF" or bool(features.check("avif")))
 
 
@@ -281,10 +281,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _value_range(image: Image.Image) -> tuple[float, float]:
-    """Returns the values of black and white in grey of more than 8 bits.
+    """Returns the values of black and white in a grey image of more than 8 bits.
 
     Raises:
-        BadImage: integers of 32 bits or floating point values whose range the file does not state.
+        BadImage: 32-bit integers or floating point values whose range the file does not state.
     """
     tags = getattr(image, "tag_v2", {})
     for first, last in _RANGE_TAGS:

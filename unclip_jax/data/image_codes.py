@@ -1,7 +1,7 @@
-"""Codes of images on disk: one row of uint16 per record, in the order of a data set.
+"""Codes of images on disk: one row of uint16 per record, in the order of the data set.
 
-A folder holds `codes_0000.npy` [records, codes], `codes_0001.npy`, ... and `info.json`: the
-discrete VAE, the digest of the records and, at the end, that all are there.
+A folder contains `codes_0000.npy` [records, codes], `codes_0001.npy`, ... and `info.json` with the
+discrete VAE, the digest of the records and whether all codes are written.
 """
 
 import bisect
@@ -19,8 +19,8 @@ from unclip_jax.data.dataset import Source, content_digest, without_image
 from unclip_jax.data.records import Record
 
 INFO, FINISHED = "info.json", "finished"
-MOST = 2**16  # codes that fit into uint16
-SHARD = 65536  # rows
+MOST = 2**16  # number of codes that uint16 can represent
+SHARD = 65536  # rows per file
 ADVICE = "compute them again with `python -m unclip_jax.embed codes`."
 
 
@@ -28,20 +28,20 @@ class CodeWriter:
     """Writes codes in order; `written` is the number of records on disk already."""
 
     def __init__(self, directory: pathlib.Path, *, info: dict[str, Any], shard: int = SHARD):
-        """Continues in `directory`, or starts there.
+        """Opens or creates `directory`, and continues what is there.
 
         Args:
-            directory: made if missing.
-            info: JSON-ready; the discrete VAE and the records.
+            directory: folder of the codes.
+            info: origin of the codes (the discrete VAE and the records), JSON-ready.
             shard: rows per file.
 
         Raises:
-            UserError: the folder holds codes of another origin, or there are too many codes.
+            UserError: the folder contains codes of another origin, or there are too many codes.
         """
         if info["code_count"] > MOST:
             raise UserError(
-                f"the discrete VAE has {info['code_count']} codes; on disk there can be {MOST}. "
-                "Leave out --config.data.codes, so that they are computed for each batch."
+                f"the discrete VAE has {info['code_count']} codes; files store at most {MOST}; "
+                "leave out --config.data.codes, so that they are computed for each batch."
             )
         self.directory, self._info, self._shard = directory, info, shard
         directory.mkdir(parents=True, exist_ok=True)
@@ -60,19 +60,19 @@ class CodeWriter:
         self._rows: list[np.ndarray] = []
 
     def add(self, codes: Integer[np.ndarray, " b k"]) -> None:
-        """Adds rows, and writes every file that is full."""
+        """Adds rows, and writes all full files."""
         self._rows += list(codes.astype(np.uint16))
         while len(self._rows) >= self._shard:
             self._flush()
 
     def finish(self) -> None:
-        """Writes the last file, and states that all are there."""
+        """Writes the last file, and marks the folder as complete."""
         if self._rows:
             self._flush()
         self._state(finished=True)
 
     def _state(self, *, finished: bool) -> None:
-        """States whether all codes are there, unless the folder states that already."""
+        """Writes whether all codes are present, unless info.json states it already."""
         if self._finished is not finished:
             content = json.dumps({**self._info, FINISHED: finished})
             write_atomically(self.directory / INFO, content)
@@ -91,10 +91,10 @@ class CodedSource:
     """Records with their codes, matched by position."""
 
     def __init__(self, source: Source, directory: pathlib.Path):
-        """Joins records and the codes that `embed codes` wrote of them.
+        """Joins records with the codes that `embed codes` wrote for them.
 
         Raises:
-            UserError: there are no codes, not all, or those of other records.
+            UserError: the folder has no codes, is incomplete, or belongs to other records.
         """
         self._source, self.directory = source, directory
         self.info = read_info(directory)
@@ -147,7 +147,7 @@ class CodedSource:
         """Returns the codes of one image.
 
         Raises:
-            UserError: a code that the discrete VAE does not have.
+            UserError: the row contains a code that the discrete VAE does not have.
         """
         shard = bisect.bisect_right(self._ends, index)
         row = index - (self._ends[shard - 1] if shard else 0)
@@ -161,10 +161,10 @@ class CodedSource:
 
 
 def read_info(directory: pathlib.Path) -> dict[str, Any]:
-    """Returns what a folder states about its codes.
+    """Returns the origin of the codes in a folder, and whether they are complete.
 
     Raises:
-        UserError: it holds none.
+        UserError: the folder has no codes.
     """
     path = directory / INFO
     if not path.is_file():

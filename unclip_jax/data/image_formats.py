@@ -1,4 +1,4 @@
-"""Formats of encoded images: recognition by content, and the parts that pixels depend on."""
+"""Formats of encoded images: recognition by content, and the parts that determine the pixels."""
 
 import io
 import struct
@@ -6,10 +6,10 @@ import zlib
 
 _CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _PNG = b"\x89PNG\r\n\x1a\n"
-_JPEG_COLOUR = (0xE0, 0xEE)  # APP0 (JFIF) and APP14 (Adobe), which say how colours are stored
+_JPEG_COLOUR = (0xE0, 0xEE)  # APP0 (JFIF) and APP14 (Adobe), which state how colours are stored
 _ORIENTATION = 0x0112  # tag of EXIF
 
-# Bytes at the start of a file, by format, whether or not this package reads it.
+# First bytes of a file, by format, including formats that this package does not read.
 _STARTS: tuple[tuple[bytes, str], ...] = (
     (_PNG, "PNG"),
     (b"\xff\xd8\xff", "JPEG"),
@@ -35,7 +35,7 @@ _HEIF = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
 
 def name(data: bytes) -> str:
-    """Returns the format of an image by its first bytes, such as "HEIC"; "" if it is none known."""
+    """Returns the format of an image by its first bytes, such as "HEIC"; "" if unknown."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     if data[4:8] == b"ftyp":
@@ -51,10 +51,9 @@ def name(data: bytes) -> str:
 
 
 def essential(data: bytes) -> bytes:
-    """Returns a PNG or JPEG without text, profiles and other metadata; other formats as they are.
+    """Returns a PNG or JPEG without text, profiles and other metadata; other formats unchanged.
 
-    The pixels do not depend on what is left out. The orientation in EXIF does not survive either;
-    `orientation` reads it.
+    The pixels do not depend on these. The EXIF orientation is removed too; `orientation` reads it.
     """
     if data.startswith(_PNG):
         return _PNG + b"".join(
@@ -66,7 +65,7 @@ def essential(data: bytes) -> bytes:
 
 
 def orientation(data: bytes) -> int:
-    """Reads the EXIF orientation, 1 to 8, of a PNG or JPEG; 1 if there is none or it is damaged."""
+    """Reads the EXIF orientation, 1 to 8, of a PNG or JPEG; 1 if it is missing or damaged."""
     block = b""
     if data.startswith(_PNG):
         block = next((chunk[8:-4] for kind, chunk in _png_chunks(data) if kind == b"eXIf"), b"")
@@ -77,7 +76,7 @@ def orientation(data: bytes) -> int:
 
 
 def from_exif(block: bytes) -> int:
-    """Returns the orientation in the first directory of EXIF data; 1 if they state none.
+    """Returns the orientation in the first directory of EXIF data; 1 if it has none.
 
     Other entries, which may be damaged, are not read.
     """
@@ -96,7 +95,7 @@ def from_exif(block: bytes) -> int:
 
 
 def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
-    """Splits a PNG into chunks; the last may be cut."""
+    """Splits a PNG into chunks; the last may be incomplete."""
     chunks, position = [], len(_PNG)
     while position + 8 <= len(data):
         (size,) = struct.unpack(">I", data[position : position + 4])
@@ -114,7 +113,7 @@ def _is_essential(kind: bytes, chunk: bytes) -> bool:
 
 
 def _jpeg_segments(data: bytes) -> list[tuple[int, bytes]]:
-    """Splits the header of a JPEG into segments; the last one, 0xDA, is all the rest."""
+    """Splits the header of a JPEG into segments; the last one, 0xDA, extends to the end."""
     segments, position = [], 2
     while position + 4 <= len(data) and data[position] == 0xFF:
         kind = data[position + 1]

@@ -1,13 +1,14 @@
 """Loader of batches for one of several processes, in a fixed and resumable global order.
 
-The order is one stream of examples for the whole run: the data set shuffled anew for every epoch,
-one epoch after the other. Batch i is the i-th range of `batch_size` examples, and every process
-makes its own contiguous part of it. The randomness of an example depends on the seed and its place
-in the stream. So a position is one number, and a run that is resumed, even with another number of
-processes, reads the same batches as one that was not interrupted.
+The order is one stream of examples for the whole run: the data set, shuffled anew for every epoch,
+one epoch after the other. Batch i is the i-th range of `batch_size` examples, of which every
+process loads its own contiguous part. The randomness of an example depends on the seed and its
+position in the stream. The state is therefore one number, and a resumed run, even with another
+number of processes, reads the same batches as one that was not interrupted.
 
-Of several data sets the stream takes one example each in turn, or by their weights, so that every
-batch holds the same shares of them whatever their sizes; each is shuffled and repeated by itself.
+With several data sets the stream takes one example from each in turn, or in proportion to their
+weights, so every batch has the same shares of them whatever their sizes. Each is shuffled and
+repeated on its own.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ from unclip_jax.data.examples import (
 from unclip_jax.tokenization.bpe_dropout import BpeDropout
 from unclip_jax.tokenization.caption_tokenizer import Tokenizer
 
-TOGETHER = 8  # examples that a thread reads one after the other
+TOGETHER = 8  # examples per work item of a thread
 REMAINDERS = ("drop", "keep", "pad")
 
 Finish = Callable[[HostBatch], HostBatch]
@@ -46,22 +47,22 @@ class LoaderConfig:
 
     Attributes:
         batch_size: examples per batch over all processes.
-        shuffle: a new order for every epoch; False = the order of the source.
-        num_epochs: None = endless.
-        seed: of the order and of everything random in an example.
-        remainder: examples after the last full batch. "drop" leaves them out; "keep" gives a
-            smaller last batch (one process only); "pad" fills the last batch with copies of the
-            last example and adds a bool field "valid" (one unshuffled epoch only).
+        shuffle: True draws a new order for every epoch; False keeps the order of the source.
+        num_epochs: number of epochs; None = endless.
+        seed: seed of the order and of all random parts of examples.
+        remainder: treatment of the examples after the last full batch. "drop" leaves them out;
+            "keep" yields a smaller last batch (one process only); "pad" fills the last batch with
+            copies of the last example and adds a bool field "valid" (one unshuffled epoch only).
         workers: decoding threads; 0 = decode in the calling thread.
         processes: decoding processes, each with `workers` threads and a cache of its own; 0 =
             none.
         group: number of neighbouring records that stay together in shuffling, so that a
-            contrastive batch holds hard negatives; an incomplete last group is left out.
-        prefetch: batches that are read ahead. Of these as many examples are read at the same time
-            as there are threads, so that storage of long latency is waited for once, not once per
-            example.
-        cache_mb: memory for decoded and resized images, so that small sets are decoded once.
-        weights: of the data sets of a mixture, which are taken in proportion; () = equally.
+            contrastive batch contains hard negatives; an incomplete last group is left out.
+        prefetch: batches that are read ahead. Their examples are read concurrently by all threads,
+            which hides the latency of remote storage.
+        cache_mb: memory for decoded and resized images in MiB, so that small data sets are decoded
+            once.
+        weights: proportions of the data sets of a mixture; () = equal.
     """
 
     batch_size: int
@@ -115,26 +116,26 @@ class Loader(Iterator[HostBatch]):
             self._iterator = iter(self._dataset(self._position))
         try:
             batch = next(self._iterator)
-        except UserError as error:  # without the lines that Grain adds about tracebacks
+        except UserError as error:  # Grain appends lines about tracebacks
             raise UserError(str(error).partition("\n")[0]) from error
         self._position += 1
         return self._finish(batch) if self._finish else batch
 
     def __len__(self) -> int:
-        """Returns the number of batches from the beginning; sys.maxsize or so if endless."""
+        """Returns the number of batches from the beginning; about sys.maxsize if endless."""
         return self._share.batches()
 
     def get_state(self) -> dict[str, Any]:
-        """Returns the position, JSON-ready: number of batches so far and their settings."""
+        """Returns the position, JSON-ready: the number of batches so far and their settings."""
         return {**self._identity, "batches": self._position}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues from a saved position.
 
-        Positions of earlier versions do not state the origin of the data.
+        Positions of earlier versions do not contain the origin of the data.
 
         Raises:
-            UserError: it was saved with other data, seed or batch size.
+            UserError: it was saved with other data, another seed or another batch size.
         """
         for name, value in self._identity.items():
             if name in self.origin and name not in state:
@@ -156,8 +157,8 @@ class Loader(Iterator[HostBatch]):
     def _dataset(self, start: int) -> grain.IterDataset:
         """Returns the batches from `start` on.
 
-        Threads of this process read parts of batches, which are then joined; decoding processes,
-        and the calling thread, read whole batches.
+        Threads of this process read parts of batches, which are then joined. Decoding processes and
+        the calling thread read whole batches.
         """
         config, parts = self._config, self._share.size // self._share.part_size
         dataset = grain.MapDataset.source(self._share)
@@ -193,25 +194,25 @@ def make_loader(
     finish: Finish | None = None,
     origin: Mapping[str, str] | None = None,
 ) -> Loader:
-    """Makes the loader of process `process_index` of `process_count`.
+    """Returns the loader of process `process_index` of `process_count`.
 
     Args:
         source: records by index.
         example: fields of a batch and their preprocessing.
         config: batch size, order and workers.
-        tokenizer: for fields tokens and token_mask.
-        mixed: further sources, of which as many examples are taken as of `source`, or by
+        tokenizer: tokenizer of the captions, for the fields tokens and token_mask.
+        mixed: further sources; each contributes as many examples as `source`, or in proportion to
             `config.weights`.
-        process_index: contiguous part of every batch to load.
+        process_index: which contiguous part of every batch to load.
         process_count: number of parts.
-        finish: applied to every batch as it is taken, for example to add fields that a network
+        finish: function that is applied to every batch, for example to add fields that a network
             computes from others.
-        origin: digests of what is read, such as {"data": ..., "tokenizer": ...}; a saved position
-            is rejected where they differ.
+        origin: digests of the data, such as {"data": ..., "tokenizer": ...}; saved positions with
+            other digests are rejected.
 
     Raises:
-        UserError: a source is empty, smaller than a batch or lacks a field; no tokenizer; a batch
-            size that the processes do not divide; a finite mixture.
+        UserError: a source is empty, smaller than a batch or lacks a field; there is no tokenizer;
+            `process_count` does not divide the batch size; a mixture is finite or not shuffled.
     """
     divisible("batch_size", config.batch_size, process_count, "every process takes an equal part.")
     in_range("process_index", process_index, 0, process_count - 1)
@@ -259,7 +260,7 @@ def _stream(
     """Returns all examples of the run in order.
 
     Raises:
-        UserError: there are more or fewer weights than data sets.
+        UserError: the number of weights is not that of the data sets.
     """
     if config.weights and len(config.weights) != len(fixed):
         raise UserError(
@@ -275,7 +276,7 @@ def _stream(
 
 
 def _epochs(fixed: FixedExamples, config: LoaderConfig, number: int) -> grain.MapDataset:
-    """Returns data set `number` of a mixture, every epoch shuffled by itself."""
+    """Returns data set `number` of a mixture, shuffled anew in every epoch."""
     examples: Any = _Padded(fixed, config.batch_size) if config.remainder == "pad" else fixed
     seed = _derive(config.seed, f"shuffle {number}" if number else "shuffle")
     if config.shuffle and config.group > 1:
@@ -288,23 +289,24 @@ def _epochs(fixed: FixedExamples, config: LoaderConfig, number: int) -> grain.Ma
 
 
 class _Share:
-    """The examples of one process: its contiguous part of every batch, in lists of a few.
+    """The examples of one process: its contiguous part of every batch, as lists of a few.
 
-    A list is what one thread reads at a time. One example each would cost more in handing over than
-    a small image in decoding; whole batches would keep no more reads in flight than batches.
+    A thread reads one list at a time. With single examples the overhead per item would exceed the
+    time to decode a small image; with whole batches only as many reads would run concurrently as
+    batches are prefetched.
     """
 
     def __init__(self, stream: grain.MapDataset, config: LoaderConfig, *, part: int, parts: int):
-        """Takes part `part` of `parts` of every batch of `stream`.
+        """Selects part `part` of `parts` of every batch of `stream`.
 
         Raises:
-            UserError: there are fewer examples than a batch has.
+            UserError: there are fewer examples than in a batch.
         """
         total = len(stream) // config.batch_size
         if total == 0 and config.remainder == "drop":
             raise UserError(
                 f"the data set has {len(stream)} examples, fewer than one batch of "
-                f"{config.batch_size}; lower the batch size or choose remainder='keep'."
+                f"{config.batch_size}; lower the batch size or set remainder='keep'."
             )
         self._stream, self._batch = stream, config.batch_size
         self.size = config.batch_size // parts
@@ -334,7 +336,7 @@ def _join(parts: Sequence[list[Example]], fields: tuple[str, ...]) -> HostBatch:
 
 
 class _Grouped:
-    """Examples group by group, in the order of `groups`."""
+    """The examples of a data set, group by group in the order of `groups`."""
 
     def __init__(self, examples: Any, groups: grain.MapDataset, size: int):
         self._examples, self._groups, self._size = examples, groups, size
@@ -348,7 +350,7 @@ class _Grouped:
 
 
 class _Padded:
-    """A source padded to whole batches with its last example; "valid" marks the others."""
+    """A source padded to whole batches with copies of its last example; "valid" is False there."""
 
     def __init__(self, examples: Sequence[Example] | FixedExamples, batch_size: int):
         self._examples, self._real = examples, len(examples)
@@ -363,6 +365,6 @@ class _Padded:
 
 
 def _derive(seed: int, purpose: str) -> int:
-    """Derives a 32-bit seed, unrelated to those of other seeds and purposes."""
+    """Derives a 32-bit seed, independent for every seed and purpose."""
     digest = hashlib.sha256(f"{seed} {purpose}".encode()).digest()
     return int.from_bytes(digest[:4], "little")

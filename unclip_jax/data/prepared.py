@@ -1,6 +1,6 @@
-"""Data sets written by `unclip_jax.prepare`: a manifest beside ArrayRecord shards.
+"""Data sets written by `unclip_jax.prepare`: a manifest and ArrayRecord shards.
 
-They lie in a local folder or in an object store.
+They are in a local folder or in an object store.
 """
 
 import collections
@@ -29,7 +29,7 @@ def open_dataset(directory: str | Location) -> Dataset:
     """Opens a folder written by `unclip_jax.prepare`, or its copy in an object store.
 
     Raises:
-        UserError: no such folder, or an unfinished one.
+        UserError: there is no such folder, or its preparation did not finish.
     """
     place = storage.location(directory) if isinstance(directory, str) else directory
     content = dataset_manifest.read(place)
@@ -43,7 +43,7 @@ def open_dataset(directory: str | Location) -> Dataset:
 
 
 def _tokenizer_dir(place: Location, digest: str) -> pathlib.Path | None:
-    """Returns the folder of the tokenizer beside the data, or a local copy; None without one."""
+    """Returns the folder of the tokenizer beside the data, or of a local copy; None without one."""
     folder = place / dataset_manifest.TOKENIZER
     if not digest:
         return None
@@ -56,12 +56,13 @@ def _tokenizer_dir(place: Location, digest: str) -> pathlib.Path | None:
 def open_split(directory: str | Location, *, split: str) -> "ShardSource":
     """Opens one split of a folder written by `unclip_jax.prepare`.
 
-    Local shards are all opened once, which reports a half-copied data set before training starts;
-    those in an object store are opened when they are read, because opening one takes three
+    Local shards are all opened once, so that an incomplete copy is reported before training starts.
+    Shards in an object store are opened when they are read, because opening one takes three
     requests.
 
     Raises:
-        UserError: no folder, an unfinished one, no such split, or shards missing or cut short.
+        UserError: there is no such folder or split, its preparation did not finish, or shards are
+            missing or cut short.
     """
     place = storage.location(directory) if isinstance(directory, str) else directory
     entry = dataset_manifest.read(place).split(split)
@@ -73,18 +74,18 @@ def open_split(directory: str | Location, *, split: str) -> "ShardSource":
     return source
 
 
-_BEGINNING = 4096  # bytes of a record that hold its captions and key, nearly always
+_BEGINNING = 4096  # bytes of a record that contain its captions and key, except for very long ones
 _OPEN = 4096  # local files at most; the index of 8,192 records takes 66 KB
-_INDICES = 2**32  # bytes of the indices of objects that are open
-_OPENING = 16  # files at once, for storage that answers slowly
+_INDICES = 2**32  # bytes of memory for the indices of open objects
+_OPENING = 16  # files that are opened concurrently, for storage of high latency
 
 
 class ShardSource:
-    """Records in ArrayRecord files or indices of tars; safe to read from threads and to pickle.
+    """Records in ArrayRecord files or indices of tars; thread-safe and picklable.
 
-    Files are opened when first read. At most `most_open` are open at once, and the one read longest
-    ago is closed first: a quarter of the descriptors that the system grants this process, 4,096 at
-    most, or as many objects of a store as have indices of 4 GiB together.
+    Files are opened when first read. At most `most_open` are open at a time, and the least recently
+    read is closed first. The limit is a quarter of the file descriptors of this process and at most
+    4,096; for objects in a store, the number whose indices take 4 GiB together.
     """
 
     def __init__(
@@ -94,10 +95,10 @@ class ShardSource:
         digest: str = "",
         min_side: int = 0,
     ):
-        """Wraps `paths`, which hold `counts` records and are opened when first read.
+        """Wraps the files at `paths` with `counts` records each.
 
-        `digest` is the hash of all records, `min_side` the smallest shorter side of their images,
-        as the manifest states them.
+        `digest` is the hash of all records and `min_side` the smallest shorter side of their
+        images, both from the manifest.
         """
         self.digest, self.min_side = digest, min_side
         self._paths = list(paths)
@@ -126,7 +127,7 @@ class ShardSource:
         return records.decode(data)
 
     def without_image(self, index: int) -> Record:
-        """Reads a record without its image; of a store only the first bytes, if they suffice."""
+        """Reads a record without its image; from a store only the first bytes if they suffice."""
         shard, row = self._place(index)
         reader = self._reader(shard)
         if isinstance(reader, RemoteShard):
@@ -136,7 +137,7 @@ class ShardSource:
         return self[index]
 
     def check(self) -> None:
-        """Opens every file and compares its number of records.
+        """Opens every file and compares its number of records with the manifest.
 
         Raises:
             UserError: a file is damaged.
@@ -146,7 +147,7 @@ class ShardSource:
                 pass
 
     def _place(self, index: int) -> tuple[int, int]:
-        """Returns the shard of a record and its number there."""
+        """Returns the shard of a record and the record's index within it."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         shard = int(np.searchsorted(self._ends, index, side="right"))
@@ -200,10 +201,10 @@ def _most_open(paths: Sequence[Location], ends: Int64[np.ndarray, " shards"]) ->
 
 
 def _checked(path: Location, reader: Any, expected: int) -> Any:
-    """Returns a reader that has as many records as the manifest says.
+    """Returns `reader` if it has `expected` records.
 
     Raises:
-        UserError: it has not.
+        UserError: it has more or fewer.
     """
     if reader.num_records() != expected:
         raise _wrong_count(path, reader.num_records(), expected)
@@ -218,9 +219,12 @@ def _wrong_count(path: Location, readable: int, expected: int) -> UserError:
 
 
 def _check_descriptors(path: str) -> None:
-    """Raises a UserError if this process has hardly any file descriptors left.
+    """Checks that this process has file descriptors left.
 
-    A reader that cannot open its file has no records, and does not say why.
+    A reader that cannot open its file reports no records instead of the reason.
+
+    Raises:
+        UserError: hardly any are left.
     """
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     try:

@@ -1,4 +1,4 @@
-"""Records of procedural worlds, for any range of any split."""
+"""Generation of records of procedural worlds, for any range of any split."""
 
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -9,17 +9,17 @@ from PIL import Image
 
 from unclip_jax.core.checks import in_range
 
-CHUNK = 64  # scenes rendered together; the images do not depend on it
-PNG_LEVEL = 3  # of zlib; as fast as level 1 on flat colours, and smaller
+CHUNK = 64  # scenes per call of the renderer, on which the images do not depend
+PNG_LEVEL = 3  # zlib's level; as fast as level 1 on flat colours, and smaller
 
 
 class World(NamedTuple):
     """The functions of one procedural world.
 
     Attributes:
-        example: (split, seed=, index=) -> a scene and captions of it, its own first.
+        example: (split, seed=, index=) -> a scene and its captions, the default one first.
         render: (scenes, size=) -> uint8 [b size size 3].
-        to_json: (scene, captions) -> one line.
+        to_json: (scene, captions) -> JSON in one line.
     """
 
     example: Callable[..., tuple[Any, tuple[str, ...]]]
@@ -32,23 +32,24 @@ def records(
 ) -> Iterator[dict[str, bytes | str]]:
     """Generates records `start` to `start + count` of `split`, in order.
 
-    Record i depends on (world, split, seed, i, image_size) alone, so work can be split into shards
-    and taken up again anywhere.
+    Record i depends only on (world, split, seed, i, image_size), so the work can be split into
+    shards and resumed anywhere.
 
     Args:
-        world: the functions that make it.
-        split: one of the world's.
-        seed: of the whole data set.
+        world: functions of the world.
+        split: one of the world's splits.
+        seed: seed of the whole data set.
         start: index of the first record.
         count: number of records.
-        image_size: side of the square image in pixels.
+        image_size: side of the square images in pixels.
 
     Yields:
-        "image" (PNG bytes), "caption", "key" (unique across splits and seeds) and "scene" (JSON of
-        the scene with all of its captions).
+        Records with "image" (PNG bytes), "caption", "key" (unique across splits and seeds) and
+        "scene" (JSON of the scene with all of its captions).
 
     Raises:
-        UserError: unknown split, negative start or count, an image size that the world rejects.
+        UserError: the split is unknown, start or count is negative, or the world does not support
+            the image size.
     """
     in_range("scene count", count, 0, float("inf"))
     for first in range(start, start + count, CHUNK):

@@ -1,10 +1,10 @@
 """The record format: captioned images as bytes, and ArrayRecord shards of them.
 
-A record is a dict: "image" (encoded bytes) and strings: "caption", "key", "scene" (JSON or "");
-if an image has several captions, "captions" is the list of them, the first included. As bytes it is
-a magic word, the length of a JSON header with all but the image, the header and the image; there is
-no pickle. A shard is written under a `.tmp` name and renamed when it is complete,
-so a shard that exists is complete.
+A record is a dict of "image" (encoded bytes) and the strings "caption", "key" and "scene" (JSON or
+""); if an image has several captions, "captions" is the list of all of them. Its bytes are a magic
+word, the length of a JSON header with all but the image, the header and the image, without pickle.
+A shard is written under a `.tmp` name and renamed at the end, so every shard that exists is
+complete.
 """
 
 import contextlib
@@ -26,13 +26,13 @@ Record = dict[str, Any]
 FIELDS = ("image", "caption", "key", "scene")
 _MAGIC = b"UCJ1"
 _PREFIX = struct.Struct("<4sI")
-# One record per chunk makes random access fast; images are compressed already.
+# One record per chunk makes random access fast; images are already compressed.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 READER_OPTIONS = {"readahead_buffer_size": "0", "max_parallelism": "0"}
 
 
 def encode(record: Record) -> bytes:
-    """Returns the bytes of a record; "image" is bytes, the other values are JSON-ready."""
+    """Returns the bytes of a record; "image" must be bytes, the other values JSON-ready."""
     strings = {name: value for name, value in record.items() if name != "image"}
     header = json.dumps(strings, ensure_ascii=False, sort_keys=True).encode()
     return _PREFIX.pack(_MAGIC, len(header)) + header + record["image"]
@@ -50,7 +50,7 @@ def decode(data: bytes) -> Record:
 
 
 def decode_strings(beginning: bytes) -> Record | None:
-    """Returns a record without its image from its first bytes; None if they are too few.
+    """Returns a record without its image from its first bytes; None if they do not suffice.
 
     Raises:
         UserError: the bytes have another format.
@@ -62,7 +62,7 @@ def decode_strings(beginning: bytes) -> Record | None:
 
 
 def _strings(data: bytes) -> tuple[Record, int]:
-    """Returns what precedes the image of an encoded record, and where that begins."""
+    """Returns everything but the image of an encoded record, and the position of the image."""
     try:
         magic, size = _PREFIX.unpack_from(data)
         if magic != _MAGIC:
@@ -77,7 +77,7 @@ def _strings(data: bytes) -> tuple[Record, int]:
 
 
 def digest(record: Record) -> str:
-    """Returns the sha256 of a record's image and strings; embeddings joined to it do not count."""
+    """Returns the sha256 of a record's image and strings, without embeddings joined to it."""
     present = (*FIELDS, "captions") if "captions" in record else FIELDS
     return hashlib.sha256(encode({name: record[name] for name in present})).hexdigest()
 
@@ -100,7 +100,7 @@ def digest_64(data: bytes) -> int:
 
 
 class RecordDigest:
-    """The digest of a shard: sha256 over the lengths and the bytes of its records in order."""
+    """The digest of a shard: sha256 of the lengths and bytes of its records in order."""
 
     def __init__(self):
         self._digest, self._count = hashlib.sha256(), 0
@@ -117,7 +117,7 @@ class RecordDigest:
 
 
 def write_shard(path: pathlib.Path, records: Iterable[Record]) -> ShardSummary:
-    """Writes all `records` to `path`, which does not exist until the last one is on disk.
+    """Writes all `records` to `path`, which exists only once the last one is on disk.
 
     Raises:
         UserError: the disk is full or the folder read-only; no partial file remains.
@@ -165,12 +165,12 @@ def _write(path: pathlib.Path, records: Iterable[Record]) -> ShardSummary:
 
 
 def _close(reader: Any) -> None:
-    with contextlib.suppress(RuntimeError):  # a damaged file is reported once
+    with contextlib.suppress(RuntimeError):  # the damage has been reported already
         reader.close()
 
 
 class _writer_errors:
-    """Turns the writer's RuntimeError (disk full, not writable) into a UserError."""
+    """Turns a RuntimeError of the writer (disk full, not writable) into a UserError."""
 
     def __init__(self, path: pathlib.Path):
         self._path = path

@@ -1,4 +1,4 @@
-"""Embeddings in object stores, as `embed` writes them there: one ranged read per row and field."""
+"""Embeddings that `embed` wrote to an object store: one ranged read per row and field."""
 
 import io
 
@@ -16,27 +16,27 @@ from unclip_jax.data.embeddings import (
     read_stats,
 )
 
-_HEADER = 128  # bytes before the rows, as NumPy pads them
+_HEADER = 128  # bytes before the rows, to which NumPy pads the header
 
 
 def open_embeddings(place: str | Location) -> EmbeddingSource:
     """Opens a folder of embeddings, local or in an object store.
 
     Raises:
-        UserError: there are none, or not all.
+        UserError: there are no embeddings, or they are incomplete.
     """
     place = storage.location(place) if isinstance(place, str) else place
     return RemoteEmbeddings(place) if isinstance(place, Url) else EmbeddingSource(place)
 
 
 class RemoteEmbeddings(EmbeddingSource):
-    """Random access to embeddings in a store; files are not compared with their digests."""
+    """Random access to embeddings in a store; the digests of their files are not checked."""
 
     def __init__(self, url: Url):
-        """Reads the statistics, which state the number and sizes of the shards.
+        """Reads the statistics, which contain the number and sizes of the shards.
 
         Raises:
-            UserError: there are none, or they do not state that.
+            UserError: there are no statistics, or they do not contain the sizes.
         """
         self.directory = url
         self._stored = read_stats(url)
@@ -71,7 +71,7 @@ class _RangedArray:
         """Reads the header.
 
         Raises:
-            UserError: it is none that `embed` writes.
+            UserError: the file was not written by `embed`.
         """
         assert isinstance(file, Url)
         self._file, head = file, io.BytesIO(file.read_range(0, _HEADER))
@@ -79,9 +79,12 @@ class _RangedArray:
             version = np.lib.format.read_magic(head)
             shape, fortran, self.dtype = np.lib.format.read_array_header_1_0(head)
             if version != (1, 0) or fortran or len(shape) != 2:
-                raise ValueError("of another form")
+                raise ValueError("unexpected layout")
         except Exception as error:  # NumPy's parser of headers raises anything
-            raise UserError(f"{file} cannot be read as an array; make it again.") from error
+            raise UserError(
+                f"{file} cannot be read as an array; write it again with `python -m "
+                "unclip_jax.embed`."
+            ) from error
         self._count, self._dim = shape
         self._start = head.tell()
 

@@ -1,11 +1,12 @@
 """ArrayRecord shards in object stores: one ranged read per record.
 
-The library reads local files; of Google's store it asks for the rest of the file for every record,
-and Amazon's it does not know. Shards of `prepare` are simple enough to be read here: every record
-is a chunk of its own, not compressed. The format is that of Riegeli (github.com/google/riegeli,
-doc/riegeli_records_file_format.md): blocks of 64 KiB that begin with a header of 24 bytes, and
-between the headers chunks, each a header of 40 bytes and its data. The last block holds the
-position of the index, a chunk with one entry (a protocol buffer) per chunk of records.
+The ArrayRecord library reads local files. From Google's store it requests the rest of the file for
+every record, and it does not support Amazon's. Shards of `prepare` are simple enough to be read
+here: every record is a chunk of its own and not compressed. The format is Riegeli's
+(github.com/google/riegeli, doc/riegeli_records_file_format.md): blocks of 64 KiB that begin with a
+header of 24 bytes, and between these headers chunks, each a header of 40 bytes and its data. The
+last block contains the position of the index, a chunk with one entry (a protocol buffer) per chunk
+of records.
 """
 
 import itertools
@@ -18,19 +19,19 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.storage import RangedFile
 
 BLOCK, BLOCK_HEADER = 65536, 24
-ROW_BYTES = 8  # of memory for every record of an open shard
+ROW_BYTES = 8  # of memory per record of an open shard
 _CHUNK = struct.Struct("<8xQ8xQQ")  # size of the data; type and number of records; decoded size
-_SIMPLE, _PLAIN = ord("r"), b"\0"  # a chunk of records one after the other, and no compression
+_SIMPLE, _PLAIN = ord("r"), b"\0"  # types: chunk of consecutive records, no compression
 
 
 class RemoteShard:
     """The records of one shard by index, with the interface of ArrayRecord's reader."""
 
     def __init__(self, file: RangedFile):
-        """Reads the index: the size of the file, its last block, and the index itself.
+        """Reads the size of the file, its last block and its index.
 
         Raises:
-            UserError: the file cannot be read, or is no complete shard of `prepare`.
+            UserError: the file cannot be read, or is not a complete shard of `prepare`.
         """
         self._file = file
         size = file.size()
@@ -40,7 +41,7 @@ class RemoteShard:
         pointer, *_ = self._records(last, file.read_range(last, size))
         end = next((value for field, value in _varints(pointer) if field == 1), size)
         if end > last:
-            raise self._damaged("its end does not say where its index is")
+            raise self._damaged("its last block does not point to an index")
         _, *entries = self._records(end, file.read_range(end, last))
         starts, counts = [], []
         for entry in entries:
@@ -56,10 +57,10 @@ class RemoteShard:
         return len(self._bounds) - 1
 
     def read(self, indices: list[int]) -> list[bytes]:
-        """Reads records, each by one request.
+        """Reads records, one request each.
 
         Raises:
-            UserError: one cannot be read.
+            UserError: a record cannot be read.
         """
         records = []
         for index in indices:
@@ -69,18 +70,18 @@ class RemoteShard:
         return records
 
     def beginning(self, index: int, size: int) -> bytes:
-        """Reads the first `size` bytes of a record and of its chunk's header, by one request."""
+        """Reads the header of a record's chunk and `size` bytes of the record, in one request."""
         start, stop = (int(bound) for bound in self._bounds[index : index + 2])
         if stop - start <= size:
             return self.read([index])[0]
         data = _without_headers(start, self._file.read_range(start, start + size))
         position = _CHUNK.size + 1
-        for _ in range(2):  # the length of the list of sizes, and the only size
+        for _ in range(2):  # the length of the list of sizes, and its only entry
             _, position = _varint(data, position)
         return data[position:]
 
     def _records(self, start: int, data: bytes) -> list[bytes]:
-        """Returns the records of the chunk that begins the bytes at `start`."""
+        """Returns the records of the chunk at the beginning of the bytes at `start`."""
         data = _without_headers(start, data)
         if len(data) < _CHUNK.size:
             raise self._damaged("a chunk is incomplete")
@@ -106,7 +107,7 @@ class RemoteShard:
 
 
 def _without_headers(start: int, data: bytes) -> bytes:
-    """Returns bytes that lie at `start` of the file, without the headers of blocks among them."""
+    """Returns bytes that begin at `start` of the file without the block headers among them."""
     first = -start % BLOCK
     if first >= len(data):
         return data
@@ -115,9 +116,9 @@ def _without_headers(start: int, data: bytes) -> bytes:
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """Returns the number that begins at `position`, seven bits per byte, and the next position.
+    """Decodes the variable-length integer at `position`; returns it and the next position.
 
-    The end of the data ends the number.
+    The end of the data also ends the integer.
     """
     value = shift = 0
     while position < len(data):
@@ -130,9 +131,9 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def _varints(message: bytes) -> Iterator[tuple[int, int]]:
-    """Yields number and value of the fields of a protocol buffer up to the first of another type.
+    """Yields number and value of the integer fields of a protocol buffer, up to another type.
 
-    Entries of the index have no others.
+    Entries of the index have only integer fields.
     """
     position = 0
     while position < len(message):

@@ -1,9 +1,9 @@
 """The registry of data sets and the functions that open them.
 
 A data set is named by the path of a folder that `unclip_jax.prepare` wrote, by the URL of one in an
-object store, or by SCHEME:LOCATION.
-To add a kind, write a function from the location to a `Dataset` (see dataset.py) and register it
-in `SOURCES`: training, embedding, evaluation and `prepare` then read it.
+object store, or by SCHEME:LOCATION. To add a kind, write a function from the location to a
+`Dataset` (see dataset.py) and register it in `SOURCES`: training, embedding, evaluation and
+`prepare` then read it.
 """
 
 import os
@@ -33,7 +33,7 @@ SOURCES: dict[str, Opener] = {
     "tfds": tfds_source.open_dataset,
 }
 
-_PROBES = 32  # keys compared when a join is opened; the others are compared as they are read
+_PROBES = 32  # keys compared when a join is opened; the others are compared when read
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9_]*):(.*)", re.DOTALL)
 
 
@@ -43,11 +43,11 @@ def open_dataset(path: str | os.PathLike[str], *, keys: FeatureKeys | None = Non
     Args:
         path: a folder written by `unclip_jax.prepare`, or SCHEME:LOCATION with a scheme of
             `SOURCES`, such as "tfds:NAME" or "tfds:NAME@DATA_DIR".
-        keys: names of the image and the caption in data sets of other formats; None = the default
-            ones.
+        keys: names of the image and caption features in data sets of other formats; None = the
+            defaults.
 
     Raises:
-        UserError: an unknown scheme, or no complete data set at that location.
+        UserError: the scheme is unknown, or there is no complete data set at that location.
     """
     scheme, location = parse_path(path)
     if not scheme:
@@ -67,7 +67,7 @@ def open_source(
     """Opens one split of the data set at `path`; see `open_dataset`.
 
     Raises:
-        UserError: no such data set or split, or an incomplete one.
+        UserError: there is no such data set or split, or it is incomplete.
     """
     return open_dataset(path, keys=keys).open_split(split)
 
@@ -84,10 +84,10 @@ def is_dataset(path: str | os.PathLike[str]) -> bool:
 def parse_path(path: str | os.PathLike[str]) -> tuple[str, str]:
     """Splits a path into scheme and location.
 
-    The scheme of what exists on disk, and of the URL of an object store, is "".
+    The scheme of an existing path and of the URL of an object store is "".
 
     Raises:
-        UserError: a URL of another kind.
+        UserError: the URL is not that of a supported store.
     """
     text = os.fspath(path)
     if storage.is_url(text):
@@ -101,8 +101,8 @@ def parse_path(path: str | os.PathLike[str]) -> tuple[str, str]:
 class JoinedSource:
     """Records with their embeddings, matched by position.
 
-    Of embeddings that were joined by key, these are the records that have one. Embeddings that
-    state the digest of the records match them; of others the key of every record is compared. If
+    If embeddings were joined by key, only records that have one are included. Embeddings with a
+    digest of their records are checked by it; for others the key of every record is compared. If
     all captions of every image are embedded, z_txt is [captions z].
     """
 
@@ -113,12 +113,11 @@ class JoinedSource:
 
         Args:
             source: the records.
-            embeddings: of them.
-            fields: names, of which those of embeddings are read; None = all.
+            embeddings: embeddings of these records.
+            fields: batch fields, of which those that are embeddings are read; None = all.
 
         Raises:
-            UserError: the embeddings are of other records: by the digest that they state, by their
-                number, or by their keys.
+            UserError: digest, number or keys show that the embeddings are of other records.
         """
         self._source, self._embeddings = source, embeddings
         self._fields = [name for name in fields or embeddings.fields if name in embeddings.fields]
@@ -137,7 +136,7 @@ class JoinedSource:
         if self._records is None and len(source) != count:
             raise UserError(
                 f"{embeddings.directory} holds {count} embeddings for {len(source)} "
-                "records; run `python -m unclip_jax.embed` on this very data set."
+                "records; run `python -m unclip_jax.embed` on this data set."
             )
         for index in np.linspace(0, count - 1, min(_PROBES, count), dtype=int):
             self[int(index)]
@@ -166,7 +165,7 @@ class JoinedSource:
             raise UserError(
                 f"record {index} is {record['key']!r}, but embedding {index} in "
                 f"{self._embeddings.directory} is of {row['key']!r}; run `python -m "
-                "unclip_jax.embed` on this very data set."
+                "unclip_jax.embed` on this data set."
             )
         vectors = {name: row[name] for name in ("z_img", "z_txt") if name in row}
         if self._groups is not None and "z_txt" in vectors:

@@ -1,9 +1,9 @@
-"""Indices of tars: 24 bytes per record say where its members lie, so that images are not copied.
+"""Indices of tars: 24 bytes per record locate its members, so that images are not copied.
 
-An index stands in the place of a shard of records. It begins with a line of JSON: the tars, and how
-captions are read; then come the rows. A record is read by one range of bytes, which holds the
-members of one sample, as the tars of img2dataset and WebDataset have them side by side. A row also
-has the digest of these bytes, with which they are compared whenever they are read.
+An index replaces a shard of records. It begins with a line of JSON with the tars and the options
+for reading captions; then come the rows. A record is read by one range of bytes with the members of
+one sample, which are adjacent in tars of img2dataset and WebDataset. A row also contains the digest
+of these bytes, which is checked at every read.
 """
 
 import functools
@@ -28,18 +28,18 @@ SUFFIX = ".tar_index"
 _ROW = np.dtype([("tar", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("digest", "<u8")])
 _FORMAT = 1
 ROW_BYTES = _ROW.itemsize
-_LONGEST = 2**24  # bytes of the line of JSON
+_LONGEST = 2**24  # bytes of the line of JSON at most
 _TEXTS = (".txt", ".caption", ".text")
 
 
 class Place(NamedTuple):
-    """A range of bytes of a tar that holds all members of one sample, and nothing else.
+    """A range of bytes of a tar that contains exactly the members of one sample.
 
     Attributes:
         path: the tar.
-        offset: the first byte.
+        offset: position of the first byte.
         size: number of bytes.
-        digest: the first 64 bits of their SHA-256.
+        digest: first 64 bits of their SHA-256.
     """
 
     path: str
@@ -49,12 +49,12 @@ class Place(NamedTuple):
 
 
 class ReadOptions(NamedTuple):
-    """Options of how a sample becomes a record.
+    """Options for reading a sample as a record.
 
     Attributes:
-        caption_field: of captions in JSON; "" = one of the usual names.
+        caption_field: name of the captions in JSON; "" = one of the usual names.
         prefix: True if keys begin with the name of the tar.
-        facts: columns of the JSON that are stored with the record.
+        facts: fields of the JSON that are stored with the record.
     """
 
     caption_field: str = ""
@@ -65,10 +65,10 @@ class ReadOptions(NamedTuple):
 def write_index(
     path: pathlib.Path, rows: Iterable[tuple[Record, Place]], *, options: ReadOptions
 ) -> ShardSummary:
-    """Writes the index of records, which does not exist until it is complete.
+    """Writes the index of records to `path`, which exists only once it is complete.
 
     Returns:
-        Their number, and the digest that a shard of these records would have.
+        Number of records, and the digest of a shard with the same records.
 
     Raises:
         UserError: the disk is full or the folder read-only.
@@ -123,7 +123,7 @@ class TarShard:
             self._options = ReadOptions(**{**options, "facts": tuple(options["facts"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path} is no index of tars that can be read; run the same `prepare` command."
+                f"{path} is not a readable index of tars; run the same `prepare` command."
             ) from error
 
     def num_records(self) -> int:
@@ -131,18 +131,18 @@ class TarShard:
         return len(self._rows)
 
     def place(self, index: int) -> Place:
-        """Returns the place of a record."""
+        """Returns where the sample of a record is stored."""
         row = self._rows[index]
         numbers = (int(row[name]) for name in ("offset", "size", "digest"))
         return Place(self._tars[row["tar"]][0], *numbers)
 
     @property
     def options(self) -> ReadOptions:
-        """Options of how samples become records."""
+        """Options for reading samples as records."""
         return self._options
 
     def read(self, indices: Sequence[int]) -> list[bytes]:
-        """Reads records, each by one request.
+        """Reads records, one request each.
 
         Raises:
             UserError: a tar is missing or was changed.
@@ -156,7 +156,8 @@ class TarShard:
             data = read_range(place.path, place.offset, place.size)
         except OSError as error:
             raise UserError(
-                f"{place.path}, which {self._path} lists, cannot be read: {error.strerror}."
+                f"{place.path}, which {self._path} lists, cannot be read: {error.strerror}; copy "
+                "it there again, or prepare the index again."
             ) from error
         if records.digest_64(data) == place.digest:
             record = parse_sample(data, self._options, tar=place.path)
@@ -168,16 +169,16 @@ class TarShard:
 
 
 def read_range(tar: str, offset: int, size: int) -> bytes:
-    """Reads bytes of a local or a stored tar; fewer if it ends before.
+    """Reads bytes of a local or remote tar; fewer if it ends before.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the tar cannot be read.
     """
     return _file(tar).read_range(offset, offset + size)
 
 
 def parse_sample(data: bytes, options: ReadOptions, *, tar: str) -> Record | None:
-    """Returns the record in a range of bytes of `tar`; None if it holds no complete sample."""
+    """Returns the record in a range of bytes of `tar`; None if it is not one complete sample."""
     members: dict[str, bytes] = {}
     key = ""
     try:
@@ -221,10 +222,10 @@ def _record(key: str, members: dict[str, bytes], tar: str, options: ReadOptions)
 
 @functools.lru_cache(maxsize=2**16)
 def _check_size(tar: str, expected: int) -> None:
-    """Compares the size of a tar with what it was, once per process.
+    """Compares the size of a tar with that in the index, once per process.
 
     Raises:
-        UserError: it is another.
+        UserError: it differs.
     """
     size = _file(tar).size()
     if size != expected:

@@ -1,4 +1,4 @@
-"""Data sets in tars that stay where they are: `tars:DIR` names their index."""
+"""Data sets in tars that are not copied: `tars:DIR` names the folder of their index."""
 
 import pathlib
 import shlex
@@ -14,16 +14,16 @@ def open_dataset(location: str, keys: FeatureKeys) -> Dataset:
 
     Args:
         location: its folder or URL.
-        keys: not used; the index knows the names.
+        keys: ignored, since the index contains the names.
 
     Raises:
-        UserError: there is no index.
+        UserError: there is no index at `location`.
     """
     del keys
     place = storage.location(location)
     if isinstance(place, pathlib.Path) and not (place / dataset_manifest.FILE).is_file():
         raise UserError(
-            f"tars:{location} is no index of tars; write one with `python -m unclip_jax.prepare "
-            f"{shlex.quote(location)} --index --out=DIR` and give tars:DIR."
+            f"tars:{location} is not an index of tars; write one with `python -m "
+            f"unclip_jax.prepare {shlex.quote(location)} --index --out=DIR` and give tars:DIR."
         )
     return prepared.open_dataset(place)

@@ -1,11 +1,11 @@
-"""Features of captions on disk, in bfloat16, found by the token ids of a caption.
+"""Features of captions on disk, in bfloat16, looked up by the token ids of a caption.
 
-A folder holds numbered shards, each of the captions of some records, as three files:
-`features_0000.npy` [tokens, width] with the features of real tokens alone, bfloat16 as uint16;
+A folder contains numbered shards, each with the captions of some records in three files:
+`features_0000.npy` [tokens, width], features of the real tokens only, bfloat16 stored as uint16;
 `lengths_0000.npy` [captions]; and `digests_0000.npy` [captions, 16], BLAKE2b of the token ids,
-which is written last. `info.json` states the text encoder, the data, and at the end that all are
-there. Being found by their tokens, the features serve any data set with these captions, shuffled,
-mixed or with several captions per image.
+which is written last. `info.json` contains the text encoder, the data set and whether all shards
+are written. Because captions are looked up by their tokens, the features serve any data set with
+these captions: shuffled, mixed or with several captions per image.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ INFO, FINISHED = "info.json", "finished"
 DIGEST_BYTES = 16
 _PLACE = np.dtype([("shard", np.uint32), ("start", np.uint32), ("length", np.uint32)])
 BFLOAT16 = jnp.dtype("bfloat16")
-ADVICE = "make them again with `python -m unclip_jax.embed text`."
+ADVICE = "compute them again with `python -m unclip_jax.embed text`."
 
 
 def digest(tokens: Int[np.ndarray, " l"]) -> bytes:
@@ -35,17 +35,17 @@ def digest(tokens: Int[np.ndarray, " l"]) -> bytes:
 
 
 class TextFeatureFolder:
-    """Features that are written shard by shard, in any order and by any number of processes."""
+    """A folder of features that any number of processes write, shard by shard in any order."""
 
     def __init__(self, directory: pathlib.Path, *, info: dict[str, Any]):
-        """Continues in `directory`, or starts there.
+        """Opens or creates `directory`, and continues what is there.
 
         Args:
-            directory: made if missing; of all processes the same.
-            info: JSON-ready; the encoder and the data.
+            directory: folder of the features, shared by all processes.
+            info: origin of the features (the encoder and the data set), JSON-ready.
 
         Raises:
-            UserError: the folder holds features of another encoder or of other data.
+            UserError: the folder contains features of another encoder or data set.
         """
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ class TextFeatureFolder:
         tokens: Sequence[Int[np.ndarray, "..."]],
         features: Sequence[Float[np.ndarray, "... d"]],
     ) -> None:
-        """Writes one shard of captions: their real tokens, and as many features each."""
+        """Writes a shard of captions: the real tokens of each, and one feature vector per token."""
         digests = [np.frombuffer(digest(row), np.uint8) for row in tokens]
         empty = np.zeros((0, int(self._info["width"])), BFLOAT16)
         flat = np.concatenate([empty, *features]).astype(BFLOAT16).view(np.uint16)
@@ -83,11 +83,12 @@ class TextFeatureFolder:
                 np.save(file, array)
 
     def complete(self, count: int, *, partial: bool = False) -> None:
-        """States that all `count` shards are there.
+        """Marks the folder of `count` shards as complete.
 
         Args:
             count: number of shards.
-            partial: leaves the folder as it is while a shard is missing, which another job writes.
+            partial: True leaves the folder as it is while shards are missing that another job
+                writes.
 
         Raises:
             UserError: a shard is missing.
@@ -103,7 +104,7 @@ class TextFeatureFolder:
             self.finished = True
 
     def captions(self) -> int:
-        """Returns the number of captions in shards that are written."""
+        """Returns the number of captions in complete shards."""
         return sum(len(open_array(path, advice=ADVICE)) for path in _shards(self.directory))
 
     def _path(self, name: str, index: int) -> pathlib.Path:
@@ -120,7 +121,7 @@ class TextFeatureStore:
         """Opens a folder.
 
         Raises:
-            UserError: there are no features, or not all.
+            UserError: the folder has no features, or is incomplete.
         """
         self.directory, self.info = directory, read_info(directory)
         if not self.info.get(FINISHED):
@@ -136,7 +137,9 @@ class TextFeatureStore:
             digests.append(rows.reshape(-1, DIGEST_BYTES))
             ends = np.cumsum(lengths)
             if len(self._arrays[-1]) != lengths.sum() or len(lengths) != len(digests[-1]):
-                raise UserError(f"{directory} has shards that do not fit each other; {ADVICE}")
+                raise UserError(
+                    f"the files of a shard in {directory} have different lengths; {ADVICE}"
+                )
             rows = np.zeros(len(lengths), _PLACE)
             rows["shard"], rows["start"], rows["length"] = number, ends - lengths, lengths
             places.append(rows)
@@ -152,10 +155,10 @@ class TextFeatureStore:
     def batch(
         self, tokens: Int[np.ndarray, " b l"], mask: Bool[np.ndarray, " b l"]
     ) -> Float[np.ndarray, " b l d"]:
-        """Returns the features of a batch of captions, zeros behind them.
+        """Returns the features of a batch of captions; zeros at padding.
 
         Raises:
-            UserError: a caption whose features are not stored.
+            UserError: the features of a caption are not stored.
         """
         out = np.zeros((*tokens.shape, int(self.info["width"])), BFLOAT16)
         for row, (ids, real) in enumerate(zip(tokens, mask, strict=True)):
@@ -163,15 +166,15 @@ class TextFeatureStore:
             if place is None:
                 raise UserError(
                     f"{self.directory} lacks the features of a caption of {int(real.sum())} "
-                    f"tokens; they are of other captions or token ids. Compute those of this data "
-                    "set too, in another folder, with `python -m unclip_jax.embed text`."
+                    "tokens; it was written for other captions or token ids. Compute those of this "
+                    "data set in another folder, with `python -m unclip_jax.embed text`."
                 )
             shard, start, length = (int(value) for value in place)
             out[row, :length] = self._arrays[shard][start : start + length].view(BFLOAT16)
         return out
 
     def _find(self, name: bytes) -> Any:
-        """Returns the place of a caption; None if there is none."""
+        """Returns the location of a caption's features; None if they are not stored."""
         beginning = np.frombuffer(name, np.uint64)[0]
         first = int(np.searchsorted(self._beginnings, beginning))
         for index in range(first, len(self)):
@@ -183,14 +186,17 @@ class TextFeatureStore:
 
 
 def read_info(directory: pathlib.Path) -> dict[str, Any]:
-    """Returns what a folder states about its features.
+    """Returns the origin of the features in a folder, and whether they are complete.
 
     Raises:
-        UserError: it holds none.
+        UserError: the folder has no features.
     """
     path = directory / INFO
     if not path.is_file():
-        raise UserError(f"no features of captions in {directory}; {ADVICE}")
+        raise UserError(
+            f"no features of captions in {directory}; compute them with `python -m "
+            "unclip_jax.embed text`."
+        )
     return json_text.parse_object(read_small(path), where=str(path), advice=ADVICE)
 
 

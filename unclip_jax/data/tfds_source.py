@@ -17,11 +17,11 @@ def open_dataset(location: str, keys: FeatureKeys) -> Dataset:
 
     Args:
         location: NAME or NAME@DATA_DIR; NAME as in TFDS, with config and version if needed.
-        keys: features with the image and the caption, or several captions; a class label becomes
-            its name. "key" and "scene" are read where the data set has them.
+        keys: features with the image and the caption (or several captions); class labels are
+            replaced by their names. "key" and "scene" are read if the data set has them.
 
     Raises:
-        UserError: no such data set or feature, or one that was not prepared.
+        UserError: the data set or a feature does not exist, or the data set was not prepared.
     """
     import tensorflow_datasets as tfds
 
@@ -56,7 +56,7 @@ def open_dataset(location: str, keys: FeatureKeys) -> Dataset:
 
 
 class TfdsSource:
-    """A TFDS data source as records; images stay encoded."""
+    """Records of a TFDS data source; images stay encoded."""
 
     def __init__(self, data: Sequence[Any], *, split: str, paths: Mapping[str, str], labels: Any):
         """Wraps `data`.
@@ -65,7 +65,7 @@ class TfdsSource:
             data: examples, as TFDS returns them.
             split: name of the split, for the keys of records without one.
             paths: field of a record -> feature of an example.
-            labels: TFDS's feature that turns a class label into a word; None without labels.
+            labels: feature of TFDS that maps class labels to names; None without labels.
         """
         self._data, self._split, self._paths, self._labels = data, split, paths, labels
 
@@ -92,7 +92,7 @@ class TfdsSource:
 
 
 def _several(value: Any) -> Sequence[Any]:
-    """Returns a feature's values: those of a sequence, else the only one."""
+    """Returns the values of a feature: those of a sequence, or the only one."""
     return list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]
 
 

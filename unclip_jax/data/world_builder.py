@@ -1,4 +1,4 @@
-"""The base of TensorFlow Datasets builders of procedural worlds; it needs no TensorFlow."""
+"""Base class of TensorFlow Datasets builders of procedural worlds, without TensorFlow."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ class WorldConfig(tfds.core.BuilderConfig):
 
     Attributes:
         image_size: side of the images in pixels.
-        train: number of training scenes, without any held-out pair.
-        validation: number of validation scenes, without any held-out pair.
-        compositional: number of scenes with at least one pair that training never shows.
-        seed: of every scene.
+        train: number of training scenes, without held-out pairs.
+        validation: number of validation scenes, without held-out pairs.
+        compositional: number of scenes with at least one pair that is held out from training.
+        seed: seed of all scenes.
     """
 
     image_size: int = 64
@@ -29,7 +29,7 @@ class WorldConfig(tfds.core.BuilderConfig):
 
 
 def builder_configs() -> list[WorldConfig]:
-    """Returns the sizes that every world comes in."""
+    """Returns the sizes in which every world is available."""
     return [
         WorldConfig(name="64px", description="64 px; the default"),
         WorldConfig(name="128px", description="128 px, for upsamplers", image_size=128),
@@ -44,7 +44,7 @@ def builder_configs() -> list[WorldConfig]:
 
 
 class WorldBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A TFDS builder of a world; subclasses set `WORLD`, `SUMMARY` and what TFDS demands."""
+    """A TFDS builder of a world; subclasses set `WORLD`, `SUMMARY` and TFDS's attributes."""
 
     WORLD: World
     SUMMARY: str
@@ -61,7 +61,7 @@ class WorldBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             builder=self,
             description=self.SUMMARY,
             features=tfds.features.FeaturesDict(features),
-            disable_shuffling=True,  # scenes are independent already; keep index order
+            disable_shuffling=True,  # scenes are independent; keep index order
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
@@ -82,7 +82,7 @@ class WorldBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             image_size=config.image_size,
         )
         for index, record in enumerate(examples):
-            yield index, dict(record)  # PNG bytes are stored as they are; no TensorFlow needed
+            yield index, dict(record)  # PNG bytes are stored unchanged, without TensorFlow
 
     @property
     def _config(self) -> WorldConfig:
