@@ -82,5 +82,7 @@ def test_rows_that_are_not_finite_are_rejected_or_left_out(command, tmp_path, ca
 
 def test_conditions_have_equally_many_rows(command, tmp_path):
     np.save(tmp_path / "more.npy", X[:5])
-    with pytest.raises(UserError, match=r"different numbers of rows .x 3, z 5.; give as many of"):
+    with pytest.raises(
+        UserError, match=r"different numbers of rows .x 3, z 5.; give the same number"
+    ):
         command(f"--x=x={tmp_path}/new.npy,z={tmp_path}/more.npy")

@@ -142,7 +142,9 @@ def test_rows_of_different_lengths_that_are_not_finite():
     tokens[6, 1] = np.inf
     column = dataclasses.replace(RAGGED, values=tokens, keys=np.array(list("abcd")))
     assert finite_rows("x", column, bad_rows="skip").tolist() == [True, True, False, True]
-    message = r"1 of 4 rows of x \(r\) hold NaN or inf, first row 2, key 'c'; mend them, or leave"
+    message = (
+        r"1 of 4 rows of x \(r\) hold NaN or inf, first row 2, key 'c'; correct them, or leave"
+    )
     with pytest.raises(UserError, match=message):
         finite_rows("x", column, bad_rows="reject")
     assert finite_rows("x", RAGGED, bad_rows="reject").all()

@@ -289,7 +289,9 @@ def broken(x):
 
 
 def test_bad_rows_are_rejected_or_skipped_by_name(tmp_path, caplog):
-    with pytest.raises(UserError, match=r"2 of 12 rows of x .* hold NaN or inf, first row 3; mend"):
+    with pytest.raises(
+        UserError, match=r"2 of 12 rows of x .* hold NaN or inf, first row 3; correct"
+    ):
         open_data(tmp_path, broken(X))
     data = open_data(tmp_path, broken(X), bad_rows="skip", eval_share=0.0)
     assert sorted(data.rows[:, 0].tolist()) == [i for i in range(N) if i not in (3, 5)]
@@ -304,7 +306,7 @@ def test_float16_overflow_is_named(tmp_path):
 
 
 def test_keys_without_partner_are_rejected_or_skipped(tmp_path, caplog):
-    with pytest.raises(UserError, match=r"1 keys of x .* have no partner, first 'c'; mend them"):
+    with pytest.raises(UserError, match=r"1 keys of x .* have no partner, first 'c'; correct them"):
         open_keyed(tmp_path, ["a", "b", "c"], ["a", "b"])
     data = open_keyed(tmp_path, ["a", "b", "c"], ["a", "b"], bad_rows="skip")
     assert data.keys.tolist() == ["a", "b"]
@@ -416,7 +418,9 @@ def test_labels_come_from_text_and_tables(tmp_path):
     assert column_files.labels(f"{tmp_path}/g.txt").tolist() == ["a", "b"]
     (tmp_path / "g.txt").write_text(" a\nb \n")
     assert column_files.labels(f"{tmp_path}/g.txt").tolist() == ["a", "b"]
-    with pytest.raises(UserError, match="2 is no file of labels; give a .txt file with one label"):
+    with pytest.raises(
+        UserError, match="2 is not a file of labels; give a .txt file with one label"
+    ):
         column_files.labels("2")
     pyarrow.parquet.write_table(pyarrow.table({"g": [1, 2]}), tmp_path / "g.parquet")
     assert column_files.labels(f"{tmp_path}/g.parquet:g").tolist() == ["1", "2"]
@@ -495,7 +499,9 @@ def test_conditions_alone_are_read_with_their_keys(tmp_path, caplog):
     second = Y.copy()
     second[8] = np.inf
     two = f"a={npy(tmp_path, broken(X), 'a')},b={npy(tmp_path, second, 'b', KEYS)}"
-    with pytest.raises(UserError, match=r"2 of 12 rows of a .* hold NaN or inf, first row 3; mend"):
+    with pytest.raises(
+        UserError, match=r"2 of 12 rows of a .* hold NaN or inf, first row 3; correct"
+    ):
         read_conditions(two)
     some = read_conditions(two, bad_rows="skip")
     numbers = [0, 1, 2, 4, 6, 7, 9, 10, 11]
@@ -509,7 +515,7 @@ def test_conditions_alone_are_read_with_their_keys(tmp_path, caplog):
 
 def test_conditions_without_rows_or_of_different_lengths_are_rejected(tmp_path):
     two = f"a={npy(tmp_path, X, 'a')},b={npy(tmp_path, Y[:5], 'b')}"
-    with pytest.raises(UserError, match=r"different numbers of rows \(a 12, b 5\); give as many"):
+    with pytest.raises(UserError, match=r"different numbers of rows \(a 12, b 5\); give the same"):
         read_conditions(two)
     nothing = npy(tmp_path, np.full_like(X, np.nan), "n")
     with pytest.raises(UserError, match=r"no row of .*n.npy is left; it is empty, or every row"):

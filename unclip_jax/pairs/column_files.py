@@ -10,8 +10,8 @@ A column is named FILE or FILE:NAME.
     shards-*.tar:NAME.npy    WebDataset members; the key is the name before the first dot
     FOLDER:img_emb           a folder of clip-retrieval or img2dataset; also text_emb
 
-Keys come from an array, column or dataset "key" or "keys" beside NAME. NAME "*" (in HDF5
-"GROUP/*") takes every array as one row whose key is its name, for sequences of different lengths.
+Keys are read from an array, column or dataset "key" or "keys" beside NAME. With NAME "*" (in HDF5
+"GROUP/*") every array is one row whose key is its name, for sequences of different lengths.
 """
 
 import dataclasses
@@ -62,10 +62,10 @@ _DAMAGED = (
 
 
 def open_column(location: str) -> Column:
-    """Opens a column; see the module docstring for its name.
+    """Opens a column; the module docstring lists the forms of `location`.
 
     Raises:
-        UserError: there is no such file, format or array, or it cannot be read.
+        UserError: the file or array does not exist, cannot be read, or has an unknown format.
     """
     path, name = _split(location)
     suffix = _suffix(path)
@@ -90,10 +90,10 @@ def open_column(location: str) -> Column:
 
 
 def labels(location: str) -> np.ndarray:
-    """Returns a column of labels, as text without spaces around it.
+    """Returns a column of labels as text without surrounding spaces.
 
     Raises:
-        UserError: as `open_column`, or its rows are arrays.
+        UserError: the column cannot be opened (see `open_column`), or its rows are arrays.
     """
     return np.array([label.strip() for label in _labels(location)], np.str_)
 
@@ -108,7 +108,8 @@ def _labels(location: str) -> Sequence[str]:
         return _lines(_files(location, path)[0])
     if not suffix and not pathlib.Path(path).is_dir():
         raise UserError(
-            f"{location} is no file of labels; give a .txt file with one label per line, {FORMATS}."
+            f"{location} is not a file of labels; give a .txt file with one label per line, or "
+            f"{FORMATS}."
         )
     values = open_column(location).values
     if len(values.shape) != 1:
@@ -119,10 +120,10 @@ def _labels(location: str) -> Sequence[str]:
 
 
 def column_state(location: str) -> tuple[tuple[int, ...], ...]:
-    """Returns `core.files.content_state` of every file of a column, its keys included.
+    """Returns `core.files.content_state` of every file of a column, including its keys.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such file.
     """
     path, _ = _split(location)
     if pathlib.Path(path).is_dir():
@@ -135,7 +136,7 @@ def column_state(location: str) -> tuple[tuple[int, ...], ...]:
 
 
 def _keys_beside(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
-    """Returns the files that may hold the keys of an .npy file, an array or lines of text."""
+    """Returns the files that may contain the keys of an .npy file: an array, or lines of text."""
     return path.with_suffix(".keys.npy"), path.with_suffix(".keys.txt")
 
 
@@ -154,10 +155,10 @@ def _suffix(path: str) -> str:
 
 
 def _files(location: str, path: str) -> list[pathlib.Path]:
-    """Returns the files that a path or pattern names, sorted.
+    """Returns the files that match a path or pattern, sorted.
 
     Raises:
-        UserError: there is none.
+        UserError: no file matches.
     """
     paths = [path] if pathlib.Path(path).is_file() else sorted(glob.glob(path))
     if not paths:
@@ -177,10 +178,10 @@ def _as_text(values: Any) -> np.ndarray:
 
 
 def _pick(location: str, name: str, names: Sequence[str]) -> str:
-    """Returns the array to read: `name`, or the only one.
+    """Returns the name of the array to read: `name`, or that of the only array.
 
     Raises:
-        UserError: there is no such array, or no name and several.
+        UserError: there is no such array, or `name` is empty and there are several.
     """
     arrays = [item for item in names if item not in KEY_NAMES]
     if name and name not in names:
@@ -217,7 +218,7 @@ def _of_npz(location: str, path: pathlib.Path, name: str) -> Column:
 
 
 def _mapped_member(path: pathlib.Path, member: str) -> np.ndarray | None:
-    """Maps a member that is stored uncompressed; None if it is compressed."""
+    """Maps an uncompressed member into memory; returns None if it is compressed."""
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         info = archive.getinfo(member)
         if info.compress_type != zipfile.ZIP_STORED:
@@ -279,7 +280,7 @@ def _datasets(file: Any) -> list[str]:
 
 
 def _of_folder(location: str, path: pathlib.Path, name: str) -> Column:
-    """Opens embeddings in the layout of clip-retrieval, unpacked if they are in several shards."""
+    """Opens embeddings in the layout of clip-retrieval; several shards are first unpacked."""
     source = EmbeddingSource(path)
     fields = {KINDS[field]: field for field in source.fields}
     field = fields[_pick(location, name, list(fields))]
@@ -334,7 +335,7 @@ def _read_columns(path: pathlib.Path, columns: list[str]) -> pyarrow.Table:
 
 
 def _nested(row: Any) -> np.ndarray:
-    """Returns a list, or a list of lists, of Arrow as an array; a missing one as NaN."""
+    """Returns a list, or list of lists, of Arrow as an array; missing values become NaN."""
     if not row.is_valid:
         return np.full((1,), np.nan, np.float32)
     values = getattr(row, "values", None)
@@ -346,7 +347,7 @@ def _nested(row: Any) -> np.ndarray:
 
 
 def _tar_rows(path: str, name: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields key and array of every member whose name after the first dot is `name`."""
+    """Yields key and array of all members whose name after the first dot is `name`."""
     for file in _files(path, path):
         with tarfile.open(file, mode="r:*") as archive:
             for member in archive:
@@ -365,4 +366,6 @@ def _read_npy(stream: Any, name: str) -> np.ndarray:
         try:
             return np.load(copy, allow_pickle=False)
         except (ValueError, EOFError) as error:
-            raise UserError(f"member {name} is no array: {error}; write the tar again.") from error
+            raise UserError(
+                f"member {name} is not an array: {error}; write the tar again."
+            ) from error

@@ -1,7 +1,7 @@
 """Columns of arrays: one vector, token sequence or label per row, read by index.
 
 `column_files` opens them. Formats that cannot be mapped are unpacked once into a temporary file, so
-that a column may be larger than memory.
+that a column may exceed the memory.
 """
 
 import dataclasses
@@ -19,11 +19,11 @@ class Column:
     """Rows of equal shape, or token sequences of different lengths.
 
     Attributes:
-        where: its name, for messages.
+        where: name of the column in messages.
         values: [n d] or [n l d], an array or HDF5 dataset; with `offsets` the tokens [sum_l d] of
             all rows.
-        offsets: of the rows in `values`, one more than rows; None = rows of equal shape.
-        keys: name of every row; None = rows have no names.
+        offsets: n + 1 positions in `values` between which the rows lie; None = rows of equal shape.
+        keys: key of every row; None = rows have no keys.
     """
 
     where: str
@@ -46,36 +46,36 @@ class Column:
 
     @property
     def integer(self) -> bool:
-        """True if rows hold token ids or labels."""
+        """True if rows consist of token ids or labels."""
         return np.dtype(self.values.dtype).kind in "iub"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one row; of the longest if lengths differ."""
+        """Shape of one row; that of the longest if lengths differ."""
         if self.offsets is None:
             return tuple(int(n) for n in self.values.shape[1:])
         longest = int(np.diff(self.offsets).max(initial=0))
         return (longest, *(int(n) for n in self.values.shape[1:]))
 
     def range(self) -> tuple[int, int]:
-        """Returns the least and the greatest of its integers, at most -1 and at least 0."""
+        """Returns the smallest integer, at most -1, and the largest, at least 0."""
         values = np.asarray(self.values)
         return min(int(values.min(initial=0)), -1), max(int(values.max(initial=0)), 0)
 
     def block(self, start: int, stop: int) -> np.ndarray:
-        """Returns rows start..stop as they are stored, or all their tokens."""
+        """Returns rows start..stop as stored; if lengths differ, their tokens in one array."""
         if self.offsets is None:
             return np.asarray(self.values[start:stop])
         return np.asarray(self.values[self.offsets[start] : self.offsets[stop]])
 
 
 def unpack(location: str, rows: Iterable[tuple[str, np.ndarray]]) -> Column:
-    """Copies keys and rows into a column of a temporary file, in their order, and maps it.
+    """Copies keys and rows to a column in a temporary file, in order, and maps it into memory.
 
-    A vector that is a single NaN stands for one that is missing.
+    A vector of a single NaN represents a missing row.
 
     Raises:
-        UserError: there is no row, or rows of different rank or width.
+        UserError: there are no rows, or their ranks or widths differ.
     """
     keys: list[str] = []
     lengths: list[int] = []
@@ -87,7 +87,7 @@ def unpack(location: str, rows: Iterable[tuple[str, np.ndarray]]) -> Column:
                 first = row
                 dtype = np.dtype(np.int32 if row.dtype.kind in "iu" else np.float32)
             row = _alike(row, first, where=f"{location}: row {key or len(keys)!r}")
-            with np.errstate(over="ignore"):  # inf is found later
+            with np.errstate(over="ignore"):  # inf is reported later
                 file.write(np.ascontiguousarray(row, dtype).tobytes())
             keys.append(key)
             lengths.append(len(row))
@@ -103,10 +103,10 @@ def unpack(location: str, rows: Iterable[tuple[str, np.ndarray]]) -> Column:
 
 
 def _alike(row: np.ndarray, first: np.ndarray, *, where: str) -> np.ndarray:
-    """Returns a row of the rank and width of the first one.
+    """Returns `row` if its rank and width are those of `first`; a missing row becomes NaN.
 
     Raises:
-        UserError: it has others.
+        UserError: rank or width differ.
     """
     if not row.ndim:
         raise UserError(f"{where} is a single number; give a column of lists.")
@@ -123,10 +123,10 @@ def _alike(row: np.ndarray, first: np.ndarray, *, where: str) -> np.ndarray:
 
 
 def checked(column: Column) -> Column:
-    """Returns a column of vectors or sequences of numbers with a key per row, or none.
+    """Returns `column` if it consists of numeric vectors or sequences, with a key per row or none.
 
     Raises:
-        UserError: it is none.
+        UserError: its shape or the number of its keys is another.
     """
     values, keys = column.values, column.keys
     if len(values.shape) > 3 or not len(values.shape):

@@ -1,4 +1,4 @@
-"""Conditions of new pairs, whose targets are sampled."""
+"""Conditions without targets, for which a prior samples targets."""
 
 from typing import NamedTuple
 
@@ -17,9 +17,9 @@ class ConditionRows(NamedTuple):
     """Rows of conditions without targets.
 
     Attributes:
-        rows: by name, of those rows that are used.
-        keys: of these rows; None without keys.
-        numbers: of these rows in their files.
+        rows: rows of each condition by name, without rejected ones.
+        keys: keys of these rows; None without keys.
+        numbers: positions of these rows in their files.
         total: number of rows in the files.
     """
 
@@ -30,28 +30,31 @@ class ConditionRows(NamedTuple):
 
 
 def read_conditions(x: str, *, bad_rows: str = "reject") -> ConditionRows:
-    """Reads the rows of conditions alone, and their keys if the first of them has any.
+    """Reads the rows of conditions, and their keys if the first condition has keys.
 
     Args:
-        x: as `PairsConfig.x`.
-        bad_rows: "reject" rows that are not finite, or "skip" them and log their number.
+        x: locations of the conditions, as `PairsConfig.x`.
+        bad_rows: "reject" raises an error for rows that are not finite, "skip" leaves them out and
+            logs their number.
 
     Raises:
-        UserError: a column that cannot be read, columns of different lengths, rows that are not
-            finite (unless they are skipped), or no other rows.
+        UserError: a column cannot be read, columns have different lengths, rows are not finite and
+            not skipped, or no rows remain.
     """
     opened = {name: column_files.open_column(where) for name, where in locations(x).items()}
     first = next(iter(opened.values()))
     counts = {name: len(column) for name, column in opened.items()}
     if len(set(counts.values())) > 1:
         raise UserError(
-            f"conditions have different numbers of rows ({row_counts(counts)}); give as many "
-            "of each."
+            f"conditions have different numbers of rows ({row_counts(counts)}); give the same "
+            "number for each."
         )
     good = [finite_rows(name, column, bad_rows=bad_rows) for name, column in opened.items()]
     numbers = np.flatnonzero(np.logical_and.reduce(good))
     if not len(numbers):
-        raise UserError(f"no row of {x} is left; it is empty, or every row holds NaN or inf.")
+        raise UserError(
+            f"no row of {x} is left; it is empty, or every row holds NaN or inf: give finite rows."
+        )
     rows = {name: [column[int(i)] for i in numbers] for name, column in opened.items()}
     keys = None if first.keys is None else first.keys[numbers].tolist()
     return ConditionRows(rows, keys, numbers, len(first))

@@ -1,4 +1,4 @@
-"""Location and treatment of pairs of arrays; matching.py opens them."""
+"""Locations of pairs of arrays and how to match and split them; matching.py opens them."""
 
 import dataclasses
 
@@ -13,20 +13,21 @@ REPEATS = ("each", "mean")
 
 @dataclasses.dataclass(frozen=True)
 class PairsConfig:
-    """Location and treatment of pairs.
+    """Locations of pairs, and how to match and split them.
 
     Attributes:
         x: the condition, FILE or FILE:NAME (`pairs.column_files`); several as NAME=FILE,NAME=FILE.
         y: the target.
-        groups: labels of the rows of x (such as subjects) that no split may separate; "" = keys.
-        subjects: labels of the rows of x that choose the first layer of an encoder, which needs
+        groups: labels of the rows of x (such as subjects); rows of one group are in the same split.
+            "" = by key.
+        subjects: labels of the rows of x that select the first layer of an encoder, which needs
             config.model.encoder.width; "" = none.
-        splits: names of the split of every row of x; "" = a random choice.
+        splits: name of the split of every row of x; "" = a random choice.
         eval_share: share of the groups or keys in the validation split, if chosen randomly.
-        bad_rows: rows that are not finite, or whose key has no partner: "reject", or "skip" them
-            and log their number.
-        repeats: several x of one key: "each" is a pair, or their "mean", of those whose labels
-            (subjects, groups, splits) agree.
+        bad_rows: treatment of rows that are not finite or whose key has no partner: "reject" raises
+            an error, "skip" leaves them out and logs their number.
+        repeats: treatment of several x with one key: "each" is a pair, or their "mean" over rows
+            whose labels (subjects, groups, splits) agree.
     """
 
     x: str = ""
@@ -44,10 +45,10 @@ class PairsConfig:
         in_range("config.data.eval_share", self.eval_share, 0.0, 0.9)
 
     def named(self) -> dict[str, str]:
-        """Returns the locations of conditions by name, as `locations`.
+        """Returns the locations of conditions by name; see `locations`.
 
         Raises:
-            UserError: x or y is missing, or as `locations`.
+            UserError: x or y is missing, or x is malformed.
         """
         if not self.x or not self.y:
             missing = "x" if not self.x else "y"
@@ -59,15 +60,15 @@ class PairsConfig:
 
 
 def is_condition_name(name: str) -> bool:
-    """True for an identifier that no other batch field has."""
+    """True for an identifier that is not the name of another batch field."""
     return name.isidentifier() and name not in RESERVED and not name.endswith("_mask")
 
 
 def locations(x: str) -> dict[str, str]:
-    """Returns the locations of conditions by name; a single one without a name is "x".
+    """Returns the locations of conditions by name; a single one without a name is called "x".
 
     Raises:
-        UserError: a name that is reserved, no identifier or used twice.
+        UserError: a name is reserved, not an identifier, or used twice.
     """
     if "=" not in x:
         return {"x": x}

@@ -1,4 +1,4 @@
-"""Rows of columns of which all numbers are finite."""
+"""Selection of the rows of a column whose numbers are all finite."""
 
 import logging
 from collections.abc import Mapping
@@ -9,22 +9,24 @@ from jaxtyping import Bool
 from unclip_jax.core.checks import UserError
 from unclip_jax.pairs.columns import Column
 
-BLOCK = 4096  # rows at once
-SKIP = "mend them, or leave them out with config.data.bad_rows=skip (--bad-rows=skip of commands)"
+BLOCK = 4096  # rows per read
+SKIP = (
+    "correct them, or leave them out with config.data.bad_rows=skip (--bad-rows=skip of commands)"
+)
 
 log = logging.getLogger(__name__)
 
 
 def finite_rows(name: str, column: Column, *, bad_rows: str) -> Bool[np.ndarray, " n"]:
-    """Returns True for rows whose numbers are finite as float32.
+    """Returns True for every row whose numbers are all finite as float32.
 
     Args:
-        name: of the column.
-        column: its rows.
-        bad_rows: "reject" other rows, or "skip" them and log their number.
+        name: name of the column in messages.
+        column: the rows.
+        bad_rows: "reject" raises an error for other rows, "skip" logs their number.
 
     Raises:
-        UserError: others exist and are rejected.
+        UserError: there are other rows, and they are rejected.
     """
     if column.integer:
         return np.ones(len(column), bool)
@@ -55,5 +57,5 @@ def finite_rows(name: str, column: Column, *, bad_rows: str) -> Bool[np.ndarray,
 
 
 def row_counts(counts: Mapping[str, int]) -> str:
-    """Returns names with their numbers of rows, in one line."""
+    """Returns names with their numbers of rows, on one line."""
     return ", ".join(f"{name} {count}" for name, count in counts.items())

@@ -1,9 +1,9 @@
 """Pairs of arrays as a data set: conditions x and a target y, matched by row or by key.
 
-Rows of all columns are matched by key where every column has keys, else by their number. A key may
-occur several times: repeated trials of one stimulus, several targets of one condition. Every
-combination is then one pair, or the conditions of one key are averaged. Splits never separate pairs
-of one group or key.
+Rows of all columns are matched by key if every column has keys, else by their number. A key may
+occur several times, for repeated trials of one stimulus or several targets of one condition. Every
+combination is then one pair, or the conditions of one key are averaged. All pairs of one group or
+key are in the same split.
 """
 
 import functools
@@ -24,7 +24,7 @@ from unclip_jax.pairs.config import SUBJECT, TARGET, PairsConfig
 from unclip_jax.pairs.finite_rows import BLOCK, SKIP, finite_rows, row_counts
 
 SPLITS = ("train", "validation")
-_SAMPLES = 256  # pairs that identify a data set
+_SAMPLES = 256  # pairs that are hashed to identify a data set
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +35,14 @@ class Pairs(NamedTuple):
     """Matched columns.
 
     Attributes:
-        columns: by name, the target last.
-        rows: [pairs columns], the row of each column; with `means` the number of a key instead.
-        keys: name of every pair.
+        columns: columns by name, the target last.
+        rows: [pairs columns], row in each column; with `means`, the conditions have the index of
+            their key instead.
+        keys: key of every pair.
         validation: True for pairs of the validation split.
-        subjects: number of the subject of every pair, and the names; None without subjects.
-        means: rows of the conditions that are averaged, by number of their key; None = no average.
-        groups: name of the group of every pair, which no split separates.
+        subjects: index of the subject of every pair, and the labels; None without subjects.
+        means: rows of the conditions to average, by index of the key; None = no average.
+        groups: group of every pair; pairs of one group are in the same split.
     """
 
     columns: dict[str, Column]
@@ -56,12 +57,12 @@ class Pairs(NamedTuple):
         """Returns these pairs with a random choice of groups as the validation split.
 
         Args:
-            share: of the groups; 1 = all pairs.
+            share: share of the groups that is chosen; 1 = all pairs.
         """
         return self._replace(validation=_random_choice(self.groups, share))
 
     def fields(self) -> dict[str, Field]:
-        """Returns the batch fields that hold these pairs."""
+        """Returns the batch fields of these pairs."""
         fields: dict[str, Field] = {}
         for name, column in self.columns.items():
             dtype = "int32" if column.integer else "float32"
@@ -75,17 +76,17 @@ class Pairs(NamedTuple):
         return fields
 
     def open_split(self, split: str, fields: Mapping[str, Field]) -> "PairSource":
-        """Returns the pairs of a split as a source of records that hold `fields`.
+        """Returns the pairs of a split as a source of records with `fields`.
 
         Raises:
-            UserError: the split has no pairs, or the data do not fit the fields.
+            UserError: the split has no pairs, or the data do not match the fields.
         """
         one_of("split of pairs", split, SPLITS)
         _check_fields(self, fields)
         numbers = np.flatnonzero(self.validation == (split == "validation"))
         if not len(numbers):
             raise UserError(
-                f"the {split} split holds none of the {len(self.rows)} pairs; change "
+                f"the {split} split has none of the {len(self.rows)} pairs; change "
                 "config.data.eval_share, splits or groups."
             )
         subjects = fields.get(SUBJECT)
@@ -93,7 +94,7 @@ class Pairs(NamedTuple):
         return PairSource(own, numbers, fields)
 
     def _numbered(self, labels: tuple[str, ...]) -> "Pairs":
-        """Returns the pairs with the subject numbers of a model that has these labels.
+        """Returns the pairs with subjects numbered as by a model with these labels.
 
         Raises:
             UserError: the model has no layer for a subject.
@@ -109,7 +110,7 @@ class PairSource:
     """Pairs of one split by index: records with "key" and one array per batch field."""
 
     def __init__(self, pairs: Pairs, numbers: Rows, fields: Mapping[str, Field]):
-        """Selects the pairs `numbers`; `fields` gives the lengths of sequences."""
+        """Selects the pairs `numbers`; `fields` determines the lengths of sequences."""
         self.pairs, self.numbers, self.fields = pairs, numbers, fields
 
     def __len__(self) -> int:
@@ -128,7 +129,7 @@ class PairSource:
 
     @property
     def digest(self) -> str:
-        """Identity of the pairs: their number, and the content of up to 256 of them."""
+        """Hash that identifies the pairs: their number, and the content of up to 256 of them."""
         digest = hashlib.sha256(f"{len(self)} pairs".encode())
         for index in np.linspace(0, len(self) - 1, min(_SAMPLES, len(self)), dtype=int):
             for name, value in sorted(self[int(index)].items()):
@@ -138,7 +139,7 @@ class PairSource:
         return digest.hexdigest()
 
     def blocks(self, most: int, *, size: int = BLOCK) -> Iterator[dict[str, np.ndarray]]:
-        """Yields the fields of at most `most` pairs, `size` at a time, evenly over the split."""
+        """Yields the fields of at most `most` evenly spaced pairs, `size` at a time."""
         chosen = self._evenly(most)
         for start in range(0, len(chosen), size):
             records = [self[int(i)] for i in chosen[start : start + size]]
@@ -164,7 +165,7 @@ class PairSource:
         return np.asarray(trials.mean(axis=0, dtype=np.float32))
 
     def _filled(self, name: str, row: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns a row at the length of its field, with the mask of its real tokens."""
+        """Returns a row padded to the length of its field, and the mask of its tokens."""
         field = self.fields[name]
         mask = mask_name(name)
         if mask not in self.fields:
@@ -180,11 +181,11 @@ def mask_name(name: str) -> str:
 
 
 def open_pairs(cfg: PairsConfig) -> Pairs:
-    """Opens and matches the columns of `cfg`; looks at every number once while no file changes.
+    """Opens and matches the columns of `cfg`; the result is cached while no file changes.
 
     Raises:
-        UserError: a column that cannot be read or used, columns that do not match, rows that are
-            not finite (unless they are skipped), or a group in two splits.
+        UserError: a column cannot be read or used, columns do not match, rows are not finite and
+            not skipped, or a group is in two splits.
     """
     places = [*cfg.named().values(), cfg.y, cfg.groups, cfg.subjects, cfg.splits]
     return _open_pairs(cfg, tuple(column_files.column_state(place) for place in places if place))
@@ -226,7 +227,7 @@ def _check_numbers(name: str, column: Column) -> None:
 def _matched(
     opened: Mapping[str, Column], good: Mapping[str, np.ndarray], cfg: PairsConfig
 ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...] | None]:
-    """Returns the rows of every pair, their keys, and the rows that are averaged."""
+    """Returns the rows of every pair, the keys of the pairs, and the rows to average."""
     if all(column.keys is not None for column in opened.values()):
         return _by_key(opened, good, cfg)
     counts = {name: len(column) for name, column in opened.items()}
@@ -269,9 +270,9 @@ def _averaged(
     shared: Sequence[str],
     cfg: PairsConfig,
 ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
-    """Returns pairs whose conditions are averaged over the rows of a key with equal labels.
+    """Returns pairs whose conditions are averaged over rows of one key with equal labels.
 
-    So the trials of one subject are averaged, those of different subjects are different pairs.
+    Trials of one subject are averaged, those of different subjects remain different pairs.
     """
     conditions = [name for name in opened if name != TARGET]
     if len(conditions) > 1 or opened[conditions[0]].ragged or opened[conditions[0]].integer:
@@ -309,7 +310,7 @@ def _rows_of_keys(column: Column, good: np.ndarray) -> dict[str, list[int]]:
 def _check_partners(
     opened: Mapping[str, Column], good: Mapping[str, np.ndarray], shared: set[str], cfg: PairsConfig
 ) -> None:
-    """Rejects, or counts, keys that a column has and another has not."""
+    """Rejects or skips keys that occur in one column but not in another."""
     for name, column in opened.items():
         assert column.keys is not None
         alone = [
@@ -325,7 +326,10 @@ def _check_partners(
 
 def _check_some(count: int) -> None:
     if not count:
-        raise UserError("no pair is left; x and y share no key, or every row holds NaN or inf.")
+        raise UserError(
+            "no pair is left; x and y share no key, or every row holds NaN or inf: check keys "
+            "and values."
+        )
 
 
 def _labels(location: str, column: Column, name: str) -> np.ndarray:
@@ -351,7 +355,7 @@ def _validation(
     """Returns True for the pairs of the validation split.
 
     Raises:
-        UserError: a split of an unknown name, or a group in both.
+        UserError: a split has an unknown name, or a group is in both.
     """
     if not cfg.splits:
         return _random_choice(groups, cfg.eval_share)
@@ -365,14 +369,14 @@ def _validation(
     if len(torn):
         raise UserError(
             f"{len(torn)} groups are in both splits of {cfg.splits}, first "
-            f"{str(names[torn[0]])!r}; validation would measure pairs like those trained on, so "
-            "give every group one split."
+            f"{str(names[torn[0]])!r}; validation would measure pairs similar to the trained ones. "
+            "Give every group one split."
         )
     return validation
 
 
 def _random_choice(groups: np.ndarray, share: float) -> Bool[np.ndarray, " n"]:
-    """Returns True for the pairs of a share of the groups, the same every time."""
+    """Returns True for the pairs of a share of the groups; the choice is deterministic."""
     names, numbers = np.unique(groups, return_inverse=True)
     count = round(share * len(names))
     count = max(count, 1) if share and len(names) > 1 else count
@@ -382,7 +386,7 @@ def _random_choice(groups: np.ndarray, share: float) -> Bool[np.ndarray, " n"]:
 
 
 def _check_fields(pairs: Pairs, fields: Mapping[str, Field]) -> None:
-    """Rejects data of other names, kinds or widths than a model takes, or sequences too long."""
+    """Rejects data whose names, types or widths differ from a model's, and too long sequences."""
     measured = pairs.fields()
     sequences = {name for name, f in measured.items() if len(f.shape) == 2 or f.dtype == "int32"}
     expected = {name for name in fields if not name.endswith("_mask")}

@@ -1,4 +1,4 @@
-"""Labels of the subjects of pairs, and the numbers of their layers in a model."""
+"""Labels of the subjects of pairs, and the indices of their layers in a model."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -10,14 +10,14 @@ from unclip_jax.core.checks import UserError, listed
 
 
 def layer_numbers(labels: Iterable[object], layers: Sequence[str]) -> Int[np.ndarray, " n"]:
-    """Returns the number in `layers` of every label; spaces around labels do not matter.
+    """Returns the index in `layers` of every label; surrounding spaces are ignored.
 
     Args:
-        labels: of rows.
+        labels: label of every row.
         layers: labels of the layers of a model, in their order.
 
     Raises:
-        UserError: naming the first label that no layer has.
+        UserError: a label has no layer; the message names the first.
     """
     numbers = {label.strip(): number for number, label in enumerate(layers)}
     names = [str(label).strip() for label in labels]
@@ -35,10 +35,10 @@ def layer_numbers(labels: Iterable[object], layers: Sequence[str]) -> Int[np.nda
 def listing(
     subjects: tuple[np.ndarray, Sequence[str]], *, validation: Bool[np.ndarray, " n"]
 ) -> str:
-    """Returns the labels of subjects with their numbers of pairs, in one line.
+    """Returns the labels of subjects with their numbers of pairs, on one line.
 
     Args:
-        subjects: number of the subject of every pair, and the labels.
+        subjects: index of the subject of every pair, and the labels.
         validation: True for pairs that are held out.
     """
     (numbers, labels), parts = subjects, []
