@@ -41,10 +41,10 @@ def write(folder: pathlib.Path, count: int, seed: int) -> None:
     result = records.write_shard(folder / name, iter(case))
     shards = (dataset_manifest.Shard(name, result.written, result.sha256),)
     split = dataset_manifest.make_split("train", shards, plan="test", sources=("test",))
-    dataset_manifest.write(folder, dataset_manifest.DatasetManifest().with_split(split))
-    caption_tokenizer.train([record["caption"] for record in case], vocab_size=600).save(
-        folder / "tokenizer"
-    )
+    tokenizer = caption_tokenizer.train([record["caption"] for record in case], vocab_size=600)
+    tokenizer.save(folder / dataset_manifest.TOKENIZER)
+    manifest = dataset_manifest.DatasetManifest().with_split(split)
+    dataset_manifest.write(folder, manifest.with_tokenizer(tokenizer.hash))
 
 
 @pytest.fixture(scope="module")
