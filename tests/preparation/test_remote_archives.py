@@ -114,7 +114,7 @@ def test_a_damaged_object_is_named_by_its_url(url, samples, tmp_path, temporary)
 @pytest.mark.parametrize(
     ("inputs", "options", "message"),
     [
-        (["URL/9*.tar"], (), r"URL/9\*.tar matches no tar or Parquet file; of stores nothing else"),
+        (["URL/9*.tar"], (), r"URL/9\*.tar matches no tar or Parquet file; other files"),
         (["URL/{00000..00003}.tar"], (), "URL/00003.tar matches no tar"),
         (["URL/images"], (), "URL/images matches no tar"),
         (["URL", "FOLDER"], (), "one split has the URL gs://.* and local inputs"),

@@ -1,4 +1,4 @@
-"""Inputs that are archives alone, which are prepared file by file without listing them first."""
+"""Inputs that consist of archives only, which are prepared file by file without a listing."""
 
 import collections
 import os
@@ -13,7 +13,7 @@ from unclip_jax.preparation.tables import is_metadata
 
 
 class Archive(NamedTuple):
-    """A tar or a Parquet file with images; `stamp` as of a `Blob`."""
+    """A tar or a Parquet file with images; `stamp` is that of a `Blob`."""
 
     path: str
     size: int
@@ -21,17 +21,17 @@ class Archive(NamedTuple):
 
 
 class Archives(NamedTuple):
-    """The archives of a split in order, and counts of the other files by suffix."""
+    """The archives of a split in order, and the number of other files by suffix."""
 
     files: list[Archive]
     others: collections.Counter[str]
 
     def size(self) -> int:
-        """Returns the number of bytes of all archives."""
+        """Returns the total size of all archives in bytes."""
         return sum(file.size for file in self.files)
 
     def groups(self, most: float) -> list[tuple[Archive, ...]]:
-        """Returns neighbours in groups of about `most` bytes; a larger archive is one by itself."""
+        """Returns consecutive archives in groups of about `most` bytes; larger archives alone."""
         groups: list[list[Archive]] = []
         total = 0.0
         for file in self.files:
@@ -44,10 +44,10 @@ class Archives(NamedTuple):
 
 
 def find_archives(inputs: Sequence[str]) -> Archives | None:
-    """Finds the archives that inputs name or folders hold; None if there are examples elsewhere.
+    """Finds the archives among the inputs and in their folders; None if other files have examples.
 
-    Only names and sizes are read, except of Parquet files, of which those that lie beside a tar of
-    their name describe it.
+    Only names and sizes are read. A Parquet file beside a tar of the same name is the metadata of
+    that tar.
 
     Raises:
         UserError: an input matches nothing.
@@ -59,7 +59,7 @@ def find_archives(inputs: Sequence[str]) -> Archives | None:
             if name.endswith(IMAGE_SUFFIXES) or is_metadata(path):
                 return None
             if not _is_archive(path):
-                if path == root:  # a table, or a file that is rejected
+                if path == root:  # a table, or a file that will be rejected
                     return None
                 archives.others[path.suffix.lower() or "no suffix"] += 1
                 continue
@@ -71,7 +71,7 @@ def find_archives(inputs: Sequence[str]) -> Archives | None:
 
 
 def _files(root: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a file, or the files below a folder in the order of their names."""
+    """Yields `root` if it is a file, else the files below it in the order of their names."""
     if not root.is_dir():
         yield root
         return

@@ -1,4 +1,4 @@
-"""Captions as people store them: text, JSON with one or several, and numbers of classes."""
+"""Captions of raw examples: text, JSON with one or several captions, and class numbers."""
 
 import json
 from collections.abc import Sequence
@@ -8,17 +8,17 @@ from unclip_jax.preparation.items import RawExample, Skip
 
 
 def captions_of(raw: RawExample) -> tuple[str, ...]:
-    """Returns the captions of an example, stripped, each once, in their order.
+    """Returns the distinct captions of an example in order, without surrounding whitespace.
 
     Raises:
-        Skip: there is none, all are empty, or one is not Unicode.
+        Skip: there are no captions, all are empty, or one is not Unicode.
     """
     texts = _located(raw)
     if not texts:
         raise Skip("no caption")
     try:
         for text in texts:
-            text.encode("utf-8")  # JSON escapes can state half a surrogate pair
+            text.encode("utf-8")  # JSON escapes can encode half a surrogate pair
     except UnicodeError as error:
         raise Skip("bad UTF-8") from error
     captions = cleaned(texts)
@@ -28,7 +28,7 @@ def captions_of(raw: RawExample) -> tuple[str, ...]:
 
 
 def _located(raw: RawExample) -> tuple[str, ...]:
-    """Returns the texts of an example as they are stored."""
+    """Returns the texts of an example as stored."""
     if isinstance(raw.caption, tuple):
         return raw.caption
     try:
@@ -47,7 +47,7 @@ def _located(raw: RawExample) -> tuple[str, ...]:
 
 
 def _class_name(text: str, names: Sequence[str]) -> str:
-    """Returns the caption of a class: its name, or that of the number `text`."""
+    """Returns the caption of a class: its name, or the name of class number `text`."""
     if text.isascii() and text.isdigit():
         if int(text[:9]) >= len(names):
             raise Skip("class number without a name in classes.txt")

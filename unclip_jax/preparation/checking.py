@@ -1,4 +1,4 @@
-"""Checks of raw examples: each becomes a record that can be trained on, or a reason to skip it."""
+"""Checks of raw examples: each becomes a record for training, or is skipped for a reason."""
 
 import dataclasses
 
@@ -14,10 +14,10 @@ class CheckConfig:
     """Limits on images and the form in which they are stored.
 
     Attributes:
-    limits: bounds on the size of usable images.
-        max_side: images whose shorter side is greater are stored reduced to it; None = all
-            images are stored unchanged, byte for byte.
-        image_size: store every image as a centre-cropped square of this side; None = do not.
+        limits: bounds on the size of usable images.
+        max_side: larger images are reduced to this shorter side; None = all images are stored
+            unchanged, byte for byte.
+        image_size: every image is stored as a centre-cropped square of this side; None = no crop.
     """
 
     limits: image_codec.ImageLimits = dataclasses.field(default_factory=image_codec.ImageLimits)
@@ -31,10 +31,10 @@ class CheckConfig:
 
 
 def check(key: str, raw: RawExample, config: CheckConfig) -> Record:
-    """Returns the record of one example after decoding its image once.
+    """Returns the record of one example, whose image is decoded once.
 
     Raises:
-    Skip: naming the reason.
+        Skip: the example cannot be used; carries the reason.
     """
     captions = captions_of(raw)
     try:
@@ -50,7 +50,7 @@ def check(key: str, raw: RawExample, config: CheckConfig) -> Record:
 
 
 def _image(data: bytes, config: CheckConfig) -> bytes:
-    """Returns the bytes to store, the original ones unless the image has to shrink."""
+    """Returns the bytes to store: the original ones unless the image has to be reduced."""
     pixels = image_codec.decode(data, limits=config.limits)
     if config.image_size is not None:
         small = image_codec.resize_short(pixels, config.image_size)

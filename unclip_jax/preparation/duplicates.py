@@ -1,4 +1,4 @@
-"""Hashes by which duplicates are recognised: of keys, of the bytes of images, of their content."""
+"""Hashes for finding duplicates: of keys, of the bytes of images, and of their content."""
 
 import pathlib
 
@@ -12,9 +12,9 @@ from unclip_jax.data import image_codec
 from unclip_jax.data.records import digest_64
 
 KINDS = ("none", "exact", "perceptual")
-DUPLICATE = "duplicate image"  # a reason that is no fault of the example
-_SIDE, _LOW = 32, 8  # of the image that is hashed, and of the square of its lowest frequencies
-_FLAT = 1e-3  # grey levels; an image whose coefficients are all smaller shows nothing
+DUPLICATE = "duplicate image"  # a reason that does not count as bad
+_SIDE, _LOW = 32, 8  # sides of the hashed image and of the square of its lowest frequencies
+_FLAT = 1e-3  # grey levels; images whose coefficients are all smaller are uniform
 
 
 def image_hash(data: bytes, kind: str) -> int:
@@ -27,11 +27,11 @@ def image_hash(data: bytes, kind: str) -> int:
 
 
 def perceptual_hash(pixels: UInt8[np.ndarray, "h w 3"]) -> int:
-    """Returns a hash that survives another size, format and quality of the same image.
+    """Returns a hash that is the same for an image in another size, format or quality.
 
-    The signs of the 63 lowest frequencies of the grey image, about their median (Zauner 2010,
-    "Implementation and Benchmarking of Perceptual Image Hash Functions", 3.2.1). An image of one
-    colour has no frequencies; its bytes are hashed.
+    Its bits are the signs of the 63 lowest frequencies of the grey image relative to their median
+    (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions", 3.2.1).
+    Images of a single colour have no such frequencies; their pixels are hashed.
     """
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(grey, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float64)
@@ -52,5 +52,5 @@ def read_hashes(path: pathlib.Path) -> UInt64[np.ndarray, "n 2"]:
     """Opens the hashes of a shard's records."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError:  # an empty array cannot be mapped
+    except ValueError:  # empty arrays cannot be mapped
         return np.load(path, allow_pickle=False)

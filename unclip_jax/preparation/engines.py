@@ -1,7 +1,7 @@
 """Engines that call a function for many items: this machine, Ray or Apache Beam.
 
-The engine schedules and retries; everything else is in the function, which is pure but for the
-files that it writes, and does nothing where those exist. Ray and Beam are imported when chosen.
+The engine schedules and retries. The function is pure except for the files that it writes, and does
+nothing if they exist. Ray and Beam are imported only when chosen.
 """
 
 import contextlib
@@ -20,19 +20,20 @@ from typing import Any
 from unclip_jax.core.checks import UserError, one_of
 
 NAMES = ("local", "ray", "beam")
-_WAITING = 4  # items per process or Ray worker that are handed out ahead
+_WAITING = 4  # items per process or Ray worker that are submitted ahead
 _RETRIES = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """The engine of a preparation and its settings.
+    """Engine of a preparation and its settings.
 
     Attributes:
         name: "local", "ray" or "beam".
-        address: of a Ray cluster, such as "auto" or "ray://host:10001"; "" = starts one here.
-        options: of a Beam pipeline, such as "--runner=DataflowRunner".
-        processes: of the local engine; 0 = this process alone.
+        address: address of a Ray cluster, such as "auto" or "ray://host:10001"; "" = start one
+            here.
+        options: options of a Beam pipeline, such as "--runner=DataflowRunner".
+        processes: number of processes of the local engine; 0 = only this process.
     """
 
     name: str = "local"
@@ -43,19 +44,24 @@ class Engine:
     def __post_init__(self):
         one_of("--engine", self.name, NAMES)
         if self.options and self.name != "beam":
-            raise UserError(f"--beam-option is for --engine=beam; the engine is {self.name}.")
+            raise UserError(
+                f"--beam-option is for --engine=beam; the engine is {self.name}. Leave it out."
+            )
 
 
 def parse(text: str, *, options: Sequence[str] = (), processes: int = 0) -> Engine:
-    """Returns the engine of `--engine=NAME` or `--engine=ray:ADDRESS`.
+    """Parses `--engine=NAME` or `--engine=ray:ADDRESS`.
 
     Raises:
-        UserError: an unknown engine, an address of another engine, or one that is not installed.
+        UserError: the engine is unknown or not installed, or an engine other than Ray has an
+            address.
     """
     name, colon, address = text.partition(":")
     engine = Engine(name, address, tuple(options), processes)
     if colon and name != "ray":
-        raise UserError(f"--engine={text} has an address; only ray takes one, as in ray:auto.")
+        raise UserError(
+            f"--engine={text} has an address; only ray takes one, as in ray:auto. Leave it out."
+        )
     module = {"ray": "ray", "beam": "apache_beam"}.get(name)
     if module and importlib.util.find_spec(module) is None:
         raise UserError(
@@ -65,10 +71,10 @@ def parse(text: str, *, options: Sequence[str] = (), processes: int = 0) -> Engi
 
 
 def run(function: Callable[[Any], Any], items: Sequence[Any], engine: Engine) -> Iterator[Any]:
-    """Calls `function` for every item; yields the results in any order, of Beam None each time.
+    """Calls `function` for every item and yields the results in any order; for Beam only Nones.
 
     Raises:
-        UserError: that of the first item that fails; the others that have begun are finished.
+        UserError: that of the first failing item, after items in progress have finished.
     """
     if engine.name == "ray":
         yield from _on_ray(function, items, engine)
@@ -84,7 +90,7 @@ def run(function: Callable[[Any], Any], items: Sequence[Any], engine: Engine) ->
 def _in_processes(
     function: Callable[[Any], Any], items: Sequence[Any], processes: int
 ) -> Iterator[Any]:
-    context = multiprocessing.get_context("spawn")  # threads and locks of this process stay here
+    context = multiprocessing.get_context("spawn")  # does not inherit threads and locks
     count = min(processes, len(items))
     with futures.ProcessPoolExecutor(count, mp_context=context) as pool:
         try:
@@ -108,7 +114,7 @@ def _on_ray(function: Callable[[Any], Any], items: Sequence[Any], engine: Engine
     import ray  # pyright: ignore[reportMissingImports]
 
     options: dict[str, Any] = {"address": engine.address}
-    if not engine.address:  # its workers import the package that runs here
+    if not engine.address:  # workers import the package of this process
         path = str(pathlib.Path(__file__).parents[2])
         options = {"include_dashboard": False, "runtime_env": {"env_vars": {"PYTHONPATH": path}}}
     with _ray_session(ray, options):
@@ -127,7 +133,7 @@ def _on_ray(function: Callable[[Any], Any], items: Sequence[Any], engine: Engine
 
 @contextlib.contextmanager
 def _ray_session(ray: Any, options: dict[str, Any]) -> Iterator[None]:
-    """Connects to Ray unless this process is connected already."""
+    """Connects to Ray, unless this process is connected already."""
     if ray.is_initialized():
         yield
         return
@@ -135,7 +141,10 @@ def _ray_session(ray: Any, options: dict[str, Any]) -> Iterator[None]:
         ray.init(log_to_driver=False, **options)
     except Exception as error:
         where = options.get("address", "this machine")
-        raise UserError(f"cannot start Ray on {where}: {_first_line(error)}") from error
+        raise UserError(
+            f"cannot start Ray on {where}: {_first_line(error)}; check --engine=ray:ADDRESS, or "
+            "use --engine=local."
+        ) from error
     try:
         yield
     finally:
@@ -180,8 +189,8 @@ def _call_only(function: Callable[[Any], Any], item: Any) -> None:
 
 
 def _translated(error: Exception) -> Exception:
-    """Returns the `UserError` of a task, of which an engine states the text, else `error`."""
-    cause = getattr(error, "cause", error)  # of Ray
+    """Returns the `UserError` of a task if the engine reports one, else `error`."""
+    cause = getattr(error, "cause", error)  # Ray wraps the exception
     if isinstance(cause, UserError):
         return UserError(str(cause).partition(" [while running")[0])
     match = re.search(r"\bUserError: (.*?)(?: \[while running .*)?$", str(error), re.MULTILINE)
@@ -193,5 +202,5 @@ def _first_line(error: BaseException) -> str:
 
 
 def cores() -> int:
-    """Returns the number of cores that this process may use."""
+    """Returns the number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

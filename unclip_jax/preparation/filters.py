@@ -1,8 +1,8 @@
 """Filters of examples by their metadata: `--where "similarity > 0.28 and punsafe < 0.5"`.
 
-An expression is parsed, checked node by node and interpreted here; nothing in it is executed.
+An expression is parsed, checked node by node and interpreted; it is never executed as Python.
 Columns are those of the JSON that img2dataset writes beside an image, of a row of a Parquet file,
-or of a table. A text that is a number counts as one where it is compared with a number.
+or of a table. Text is compared with a number by its numeric value if it has one.
 """
 
 import ast
@@ -16,9 +16,9 @@ import numpy as np
 from unclip_jax.core.checks import UserError, short
 from unclip_jax.preparation.items import Skip
 
-FILTERED = "filtered out"  # a reason that is no fault of the example
+FILTERED = "filtered out"  # a reason that does not count as bad
 _LONGEST = 2000  # characters of an expression
-_DEEPEST = 50
+_DEEPEST = 50  # levels of nesting
 _COMPARE: dict[type, Callable[[Any, Any], bool]] = {
     ast.Lt: operator.lt,
     ast.LtE: operator.le,
@@ -44,11 +44,11 @@ class Where:
     def __init__(self, text: str):
         """Parses an expression of columns, numbers, texts, comparisons, and, or, not, in, + - * /.
 
-        The functions are min, max, abs and len; names that are no identifiers are quoted with
+        The functions are min, max, abs and len. Names that are not identifiers are quoted with
         backticks: `clip similarity` > 0.3.
 
         Raises:
-            UserError: it is of another form.
+            UserError: `text` is not such an expression.
         """
         self.text, self._quoted = text, []
         self._tree = self._parse(text)
@@ -58,10 +58,11 @@ class Where:
         self.columns: tuple[str, ...] = tuple(dict.fromkeys(names))
 
     def check(self, facts: Mapping[str, Any]) -> None:
-        """Returns if the condition holds.
+        """Checks the condition on the metadata of an example.
 
         Raises:
-            Skip: it does not (`FILTERED`), or a column is missing, empty or of another type.
+            Skip: the condition is false (`FILTERED`), or a column is missing, empty or of another
+                type.
         """
         try:
             holds = self._value(self._tree, facts)
@@ -75,7 +76,9 @@ class Where:
             raise UserError(f"--where has {len(text)} characters; give at most {_LONGEST}.")
         parts = text.split("`")
         if len(parts) % 2 == 0:
-            raise UserError(f"--where is {short(text)}, with a backtick that is not closed.")
+            raise UserError(
+                f"--where is {short(text)}, with a backtick that is not closed; close it."
+            )
         self._quoted = parts[1::2]
         names = (f" _quoted_{number} " for number in range(len(self._quoted)))
         plain = parts[0] + "".join(n + p for n, p in zip(names, parts[2::2], strict=True))
@@ -83,14 +86,14 @@ class Where:
             tree = ast.parse(plain.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise UserError(
-                f"--where is {short(text)}, which is no expression; give one such as "
+                f"--where is {short(text)}, which is not an expression; give one such as "
                 "similarity > 0.28 and punsafe < 0.5."
             ) from error
         self._check_form(tree, depth=0)
         return tree
 
     def _check_form(self, node: ast.AST, *, depth: int) -> None:
-        """Raises a UserError for any node that `_value` does not interpret."""
+        """Rejects any node that `_value` does not interpret, with a UserError."""
         allowed = (
             *(ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub, ast.Compare, ast.BinOp),
             *(ast.Name, ast.Load, ast.Constant, ast.Tuple, ast.List, ast.Call),
@@ -140,7 +143,7 @@ class Where:
         raise AssertionError(ast.dump(node))
 
     def _name(self, name: str) -> str:
-        """Returns the column of a name in the parsed expression."""
+        """Returns the column that a name in the parsed expression stands for."""
         if name.startswith("_quoted_"):
             return self._quoted[int(name.removeprefix("_quoted_"))]
         return name
@@ -154,13 +157,13 @@ class Where:
 
 
 class Uids:
-    """A list of the examples to keep, by their `uid` or key, as DataComp publishes subsets."""
+    """A list of examples to keep, by their `uid` or key, as in DataComp's published subsets."""
 
     def __init__(self, path: pathlib.Path):
-        """Reads a text file with one per line, or DataComp's .npy of pairs of 64-bit numbers.
+        """Reads a text file with one uid or key per line, or DataComp's .npy of 128-bit uids.
 
         Raises:
-            UserError: there is no such file, or it is of another form.
+            UserError: there is no such file, or it has another format.
         """
         try:
             if path.suffix == ".npy":
@@ -182,21 +185,21 @@ class Uids:
 
     @property
     def identity(self) -> list[str]:
-        """The uids in order."""
+        """The uids in sorted order."""
         return sorted(self._uids)
 
     def check(self, key: str, facts: Mapping[str, Any]) -> None:
-        """Returns if an example is on the list.
+        """Checks that an example is on the list.
 
         Raises:
-            Skip: it is not.
+            Skip: it is not on the list.
         """
         if key not in self._uids and str(facts.get("uid", "")) not in self._uids:
             raise Skip(FILTERED)
 
 
 def _number(value: Any) -> Any:
-    """Returns a text as the number that it is; everything else as it is."""
+    """Returns text as the number that it represents; all other values unchanged."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -206,7 +209,7 @@ def _number(value: Any) -> Any:
 
 
 def _alike(x: Any, y: Any) -> tuple[Any, Any]:
-    """Returns two values to compare, as numbers if one of them is."""
+    """Returns two values for a comparison, both as numbers if one of them is a number."""
     if isinstance(x, int | float) and isinstance(y, str):
         return x, _number(y)
     if isinstance(y, int | float) and isinstance(x, str):

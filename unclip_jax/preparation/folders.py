@@ -1,7 +1,7 @@
 """Image folders: captions from tables (metadata.jsonl, CSV, COCO) or from files beside the images.
 
-Nothing in a folder is lost: a file is an image, a caption, a table, an archive, or counted among
-the others.
+Every file is accounted for: it is an image, a caption, a table or an archive, or is counted among
+the other files.
 """
 
 import os
@@ -22,7 +22,7 @@ from unclip_jax.preparation.items import (
 )
 from unclip_jax.preparation.tables import TableRow
 
-CLASSES = "classes.txt"  # a name per line, for captions that are numbers of classes
+CLASSES = "classes.txt"  # one name per line, for captions that are class numbers
 _HEADER = 32  # bytes by which an image without a known suffix is recognised
 _OTHER_SUFFIXES = (*CAPTION_SUFFIXES, *tables.SUFFIXES, *TAR_SUFFIXES, ".parquet")
 _FORMS = {".json": "json", ".cls": "class"}
@@ -32,10 +32,10 @@ class ImageFolder(NamedTuple):
     """One folder below a root.
 
     Attributes:
-        path: of the folder.
-        files: names of its files, sorted.
-        images: names of those that are images.
-        captioned: names beside which a caption may lie: of images, with and without suffixes.
+        path: path of the folder.
+        files: sorted names of its files.
+        images: names of the files that are images.
+        captioned: names beside which a caption file is recognised: images with and without suffix.
     """
 
     path: pathlib.Path
@@ -47,9 +47,9 @@ class ImageFolder(NamedTuple):
 def list_folder(root: pathlib.Path, *, caption_field: str = "") -> Listing:
     """Lists the examples below `root`, folder by folder in the order of names.
 
-    A table captions the files that it names, relative to itself; an image that none names takes
-    its caption from a file beside it (`CAPTION_SUFFIXES`). The key is the image's path below
-    `root` without its suffix. Links are followed, and every folder is read once.
+    A table captions the files that it names, relative to its folder. An image that no table names
+    takes its caption from a file beside it (`CAPTION_SUFFIXES`). The key of an example is the path
+    of its image below `root` without suffix. Links are followed, and every folder is read once.
     """
     listing = Listing()
     captioned: dict[pathlib.Path, int] = {}
@@ -79,7 +79,7 @@ def list_folder(root: pathlib.Path, *, caption_field: str = "") -> Listing:
 
 
 def list_table(path: pathlib.Path, *, caption_field: str = "") -> Listing | None:
-    """Lists the images that a table names; None if the file is no table of captions."""
+    """Lists the images that a table names; None if the file is not a table of captions."""
     rows = _read_table(path, caption_field)
     if rows is None:
         return None
@@ -105,13 +105,13 @@ def list_image(
     field: str = "",
     exists: Callable[[str], bool] | None = None,
 ) -> Item:
-    """Returns one image with the caption in the file beside it.
+    """Returns an image with the caption in the file beside it.
 
     Args:
-        path: of the image.
+        path: path of the image.
         root: folder to which the key is relative.
-        field: of captions in JSON.
-        exists: True for the names of files beside the image; None = asks the file system.
+        field: field of captions in JSON.
+        exists: True for names of files beside the image; None = query the file system.
     """
     key = _key(path, root)
     image = whole_file(path)
@@ -144,9 +144,9 @@ def _captioned(key: str, image: Blob, text: Blob, suffix: str, field: str) -> It
 
 
 def _walk(root: pathlib.Path, listing: Listing) -> Iterator[ImageFolder]:
-    """Yields folders top down, those behind links last; each real folder once.
+    """Yields folders top down, those behind links last, and each real folder once.
 
-    A folder that cannot be read becomes a skipped item, and hidden files are set aside.
+    Folders that cannot be read become skipped items; hidden files are counted as other files.
     """
     visited: set[tuple[int, int]] = set()
     pending, linked = [root], []
@@ -178,7 +178,7 @@ def _walk(root: pathlib.Path, listing: Listing) -> Iterator[ImageFolder]:
 
 
 def _kind(path: pathlib.Path, folder: ImageFolder) -> str:
-    """Returns how a file is read: "image", "caption", "table", "archive" or "other"."""
+    """Returns the kind of a file: "image", "caption", "table", "archive" or "other"."""
     name = path.name.lower()
     if path.name in folder.images:
         return "image"
@@ -194,7 +194,7 @@ def _kind(path: pathlib.Path, folder: ImageFolder) -> str:
 
 
 def _is_image(path: pathlib.Path) -> bool:
-    """True if a file has the suffix of an image, or no known one and begins as an image does."""
+    """True if a file has the suffix of an image, or no known suffix and the header of one."""
     name = path.name.lower()
     if name.endswith(IMAGE_SUFFIXES):
         return True
@@ -214,7 +214,7 @@ def _add_rows(
     listing: Listing,
     captioned: dict[pathlib.Path, int],
 ) -> None:
-    """Adds a table's images; further rows of an image add captions to it."""
+    """Adds the images of a table; further rows of one image add captions to it."""
     where, metadata = table.relative_to(root).as_posix(), tables.is_metadata(table)
     for row in rows:
         if row.problem:
@@ -224,7 +224,7 @@ def _add_rows(
         path = tables.resolve(table, row.name)
         index = captioned.get(path)
         if not metadata and index is None and list_image(path, root=root).caption is not None:
-            continue  # the file beside the image says it
+            continue  # the image has a caption file
         if index is None:
             captioned[path] = len(listing.items)
             listing.items.append(_row_item(path, root, row))

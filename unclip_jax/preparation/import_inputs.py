@@ -1,7 +1,7 @@
-"""Inputs of an import as they are written on the command line, and what each of them holds.
+"""Inputs of an import as written on the command line, and their content.
 
-An input is a folder, a tar, a Parquet file, a table of captions, an image, or a glob of these, in
-which {a,b} and {000..123} are expanded as by a shell.
+An input is a folder, a tar, a Parquet file, a table of captions, an image, or a glob of these;
+{a,b} and {000..123} are expanded as by a shell.
 """
 
 import collections
@@ -30,7 +30,7 @@ from unclip_jax.preparation.tars import list_tar
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-_MOST = 1_000_000  # names that one pair of braces may stand for
+_MOST = 1_000_000  # names per pair of braces at most
 
 
 def listings(
@@ -39,8 +39,8 @@ def listings(
     """Yields every input and its content; tars and Parquet files in folders are inputs too.
 
     Raises:
-        UserError: an input matches nothing or has an unknown format. Of several inputs, or of
-            `part` of them, one that cannot be read is a skipped item.
+        UserError: an input matches nothing or has an unknown format. If there are several inputs or
+            `part` is True, an input that cannot be read is a skipped item instead.
     """
     paths = collections.deque(expand(inputs))
     several = part or len(paths) > 1
@@ -62,9 +62,9 @@ def listings(
 
 
 def expand_braces(text: str) -> Iterator[str]:
-    """Yields the names that {a,b} and {000..123} in `text` stand for, in order.
+    """Yields the names to which {a,b} and {000..123} in `text` expand, in order.
 
-    Numbers of a range are padded as its first; braces without a comma or a range stay.
+    The numbers of a range are padded like its first; braces without a comma or a range remain.
     """
     parts = []
     for literal, inner in itertools.zip_longest(*[iter(_BRACES.split(text))] * 2):
@@ -80,13 +80,13 @@ def _choices(inner: str) -> list[str] | None:
         return inner.split(",") if "," in inner else None
     first, last = int(match[1]), int(match[2])
     if abs(last - first) >= _MOST:
-        raise UserError(f"{{{inner}}} stands for more than {_MOST:,} names; give a shorter range.")
+        raise UserError(f"{{{inner}}} expands to more than {_MOST:,} names; give a shorter range.")
     step = 1 if last >= first else -1
     return [str(number).zfill(len(match[1])) for number in range(first, last + step, step)]
 
 
 def expand(inputs: Sequence[str]) -> Iterator[tuple[pathlib.Path, bool]]:
-    """Yields the paths that match, each real file once, and True for those of a pattern."""
+    """Yields the matching paths, each real file once, and True if they match a pattern."""
     visited = set()
     for text in inputs:
         check_local("an input", text)
@@ -124,7 +124,7 @@ def _list(path: pathlib.Path, caption_field: str, *, from_glob: bool) -> Listing
         listing = list_parquet(path, caption_field=caption_field)
     if listing is None and name.endswith((*TABLE_SUFFIXES, ".parquet")):
         listing = list_table(path, caption_field=caption_field)
-    if listing is None and from_glob:  # folder/* matches captions and other files too
+    if listing is None and from_glob:  # folder/* also matches captions and other files
         listing = Listing()
         if not name.endswith(CAPTION_SUFFIXES):
             listing.set_aside(path.name)

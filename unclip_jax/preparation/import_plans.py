@@ -1,4 +1,4 @@
-"""Plans of an import: the examples of every split in order, and how to read one."""
+"""Plans of an import: the examples of a split in order, with functions to read them."""
 
 import hashlib
 import itertools
@@ -37,14 +37,14 @@ from unclip_jax.preparation.parquet_images import ParquetReader
 WORLDS = {"shapes": shapes.scenes, "portraits": portraits.scenes}
 WORLD_COUNTS = {"train": 30_000, "validation": 1_000, "compositional": 1_000}
 _SPLIT = re.compile(r"([A-Za-z][A-Za-z0-9_]*)=(.+)", re.DOTALL)
-_NAMED = 5  # kinds of other files that a message names
+_NAMED = 5  # kinds of other files in a message
 
 
 def group_inputs(inputs: Sequence[str], *, split: str) -> dict[str, list[str]]:
-    """Groups inputs by split: "validation=GLOB" names its own, others go to `split`.
+    """Groups inputs by split: "validation=GLOB" names its own, others belong to `split`.
 
     Raises:
-        UserError: the name of a split that cannot be part of a file name.
+        UserError: the name of a split cannot be part of a file name.
     """
     groups: dict[str, list[str]] = {}
     for text in inputs:
@@ -58,13 +58,13 @@ def group_inputs(inputs: Sequence[str], *, split: str) -> dict[str, list[str]]:
 
 
 def world_counts(text: str) -> dict[str, int] | None:
-    """Returns the scenes per split of an input that names a world of `WORLDS`, else None.
+    """Returns the number of scenes per split of an input that names a world of `WORLDS`, else None.
 
     Args:
-        text: such as "shapes" or "portraits:train=30000,validation=1000".
+        text: input such as "shapes" or "portraits:train=30000,validation=1000".
 
     Raises:
-        UserError: anything but split=number after the colon.
+        UserError: the part after the colon is not a list of split=number.
     """
     name, colon, counts = text.partition(":")
     if name not in WORLDS:
@@ -90,18 +90,19 @@ class FilePlan:
         uids: Uids | None = None,
         part: bool = False,
     ):
-        """Lists everything that `inputs` (see `import_inputs`) hold.
+        """Lists all examples in `inputs` (see `import_inputs`).
 
         Args:
             inputs: the sources, read in this order and each once.
             caption_field: field or column with the caption; "" = one of the usual names.
-            prefix: put the input's name before every key, for tars that reuse keys.
-            where: a condition on metadata; others are filtered out.
-            uids: the examples to keep; others are filtered out.
-            part: these are some of the inputs of a split; they may be damaged or hold no image.
+            prefix: puts the input's name before every key, for tars that reuse keys.
+            where: condition on metadata; other examples are filtered out.
+            uids: examples to keep; others are filtered out.
+            part: True if these are only some inputs of a split; they may be damaged or have no
+                image.
 
         Raises:
-            UserError: an input matches nothing, has an unknown format or holds no image.
+            UserError: an input matches nothing, has an unknown format or has no image.
         """
         self.sources = tuple(printable(text) for text in inputs)
         self._items: list[Item] = []
@@ -150,7 +151,7 @@ class FilePlan:
         return len(self._items)
 
     def key(self, index: int) -> str:
-        """Returns the name of example `index`."""
+        """Returns the key of example `index`."""
         return self._items[index].key
 
     def read(self, index: int) -> RawExample:
@@ -178,23 +179,23 @@ class FilePlan:
         return RawExample(image, caption, item.form, item.field, classes=classes, facts=facts)
 
     def span(self, index: int) -> Blob | None:
-        """Returns the range of a tar that holds the members of example `index` alone, if any."""
+        """Returns the range of a tar with exactly the members of example `index`; None if none."""
         return self._items[index].span
 
     def origin(self, path: str) -> str:
-        """Returns where a file of this plan lies for other readers, as an absolute path or URL."""
+        """Returns the absolute path or URL under which other readers find a file of this plan."""
         return os.path.abspath(path)
 
     def close(self) -> None:
-        """Closes the files that were read last."""
+        """Closes all open files."""
         self._files.close()
         self._cells.close()
 
     def _filter(self, item: Item) -> Mapping[str, Any]:
-        """Returns the metadata by which an example was selected.
+        """Applies the filters to an example; returns the metadata that they used.
 
         Raises:
-            Skip: it is filtered out, or its metadata cannot be read.
+            Skip: the example is filtered out, or its metadata cannot be read.
         """
         facts = item.facts or {}
         if isinstance(facts, Blob):
@@ -214,7 +215,7 @@ class FilePlan:
         return {name: facts[name] for name in names if name in facts}
 
     def _names(self, path: str) -> tuple[str, ...]:
-        """Returns the lines of a file with the names of classes; () without one."""
+        """Returns the lines of a file with class names; () without one."""
         if path and path not in self._classes:
             try:
                 text = pathlib.Path(path).read_text("utf-8-sig", errors="replace")
@@ -225,7 +226,7 @@ class FilePlan:
 
 
 def _key_problem(key: str) -> str:
-    """Returns the reason why a key cannot be stored; "" if it can."""
+    """Returns the reason for which a key cannot be stored; "" if it can."""
     try:
         key.encode("utf-8")
     except UnicodeEncodeError:
@@ -234,7 +235,7 @@ def _key_problem(key: str) -> str:
 
 
 def _content(item: Item) -> str:
-    """Returns an item without the places and times of its files."""
+    """Returns a description of an item without the paths and times of its files."""
     sizes = [
         place.size if isinstance(place, Blob) else place.row if isinstance(place, Cell) else place
         for place in (item.image, item.caption)
@@ -243,25 +244,25 @@ def _content(item: Item) -> str:
 
 
 def _note(listing: Listing) -> str:
-    """Returns in words what is no part of an example, the most frequent kinds first."""
+    """Describes the files that belong to no example, the most frequent kinds first."""
     common = listing.others.most_common(_NAMED)
     words = [f"{count} {kind} ({printable(listing.examples[kind])})" for kind, count in common]
     return f" (other files there: {', '.join(words)})" if words else ""
 
 
 class SourcePlan:
-    """Records of one split of a data set with a scheme of `sources.SOURCES`."""
+    """Records of a split of a data set with a scheme of `sources.SOURCES`."""
 
     def __init__(self, path: str, *, split: str, caption_field: str = ""):
         """Opens a split.
 
         Args:
             path: SCHEME:LOCATION.
-            split: of that data set.
-            caption_field: name under which it stores captions; "" = the default one.
+            split: name of the split in that data set.
+            caption_field: name of the captions in that data set; "" = the default.
 
         Raises:
-            UserError: no such data set or split.
+            UserError: there is no such data set or split.
         """
         keys = FeatureKeys(caption=caption_field) if caption_field else FeatureKeys()
         self._source = sources.open_source(path, split=split, keys=keys)
@@ -277,7 +278,7 @@ class SourcePlan:
         return len(self._source)
 
     def key(self, index: int) -> str:
-        """Returns the name of example `index`."""
+        """Returns the key of example `index`."""
         return str(self._record(index)["key"])
 
     def read(self, index: int) -> RawExample:
@@ -287,20 +288,20 @@ class SourcePlan:
         return RawExample(record["image"], caption, scene=record["scene"])
 
     def close(self) -> None:
-        """Does nothing: the source manages its files."""
+        """Does nothing; the source manages its files."""
 
     def _record(self, index: int) -> Record:
-        """Reads a record unless it is the last one, whose key is read after its content."""
+        """Reads a record, or returns the last one again: its key is read after its content."""
         if index != self._index:
             self._last, self._index = self._source[index], index
         return self._last
 
 
 class WorldPlan:
-    """Scenes of a procedural world, rendered as they are read."""
+    """Scenes of a procedural world, rendered when they are read."""
 
     def __init__(self, world: str, split: str, *, count: int, image_size: int, seed: int):
-        """Plans scenes 0 to `count` of `split` of a member of `WORLDS`."""
+        """Plans the first `count` scenes of `split` of a world in `WORLDS`."""
         self.sources = (f"{world}:{split}={count}",)
         plan = f"{split} {count} {image_size} {seed}"
         self.fingerprint = _fingerprint([plan] if world == "shapes" else [world, plan])
@@ -310,17 +311,17 @@ class WorldPlan:
         self._generate = WORLDS[world]
         self._split, self._count, self._size, self._seed = split, count, image_size, seed
         self._next, self._stream = -1, iter(())
-        next(self._scenes(0))  # reports a wrong split or size now
+        next(self._scenes(0))  # reports an invalid split or size now
 
     def __len__(self) -> int:
         return self._count
 
     def key(self, index: int) -> str:
-        """Returns the name of scene `index`."""
+        """Returns the key of scene `index`."""
         return f"{self._split}-{self._seed}-{index:08d}"
 
     def read(self, index: int) -> RawExample:
-        """Renders scene `index`; in order, many scenes are rendered at once."""
+        """Renders scene `index`; read in order, scenes are rendered in batches."""
         if index != self._next:
             self._stream = self._scenes(index)
         self._next = index + 1
@@ -328,7 +329,7 @@ class WorldPlan:
         return RawExample(record["image"], record["caption"], scene=record["scene"])
 
     def close(self) -> None:
-        """Does nothing: no file is open."""
+        """Does nothing; no files are open."""
 
     def _scenes(self, start: int) -> Iterator[dict]:
         count = self._count - start

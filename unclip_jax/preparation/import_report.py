@@ -12,8 +12,8 @@ from unclip_jax.preparation.filters import FILTERED
 
 FILE = "report.json"
 _NO_FAULT = (FILTERED, DUPLICATE)
-_NAMED = 100_000  # keys remembered per reason
-_EXAMPLES = 5  # of these in messages
+_NAMED = 100_000  # keys stored per reason
+_EXAMPLES = 5  # of these in a message
 _WIDTH = 80  # characters of a key in messages
 
 
@@ -24,10 +24,10 @@ class Tally:
     Attributes:
         written: number of records written to shards.
         skipped: reason -> number of records.
-        named: reason -> their keys, of the first 100,000.
-        others: kind -> number of files in the inputs that are no part of an example.
-        min_side: the smallest shorter side of an image that was written, in pixels; 0 = unknown.
-        seconds: spent reading, checking and writing.
+        named: reason -> keys of the first 100,000 of these records.
+        others: kind -> number of files in the inputs that belong to no example.
+        min_side: shorter side of the smallest written image, in pixels; 0 = unknown.
+        seconds: time spent reading, checking and writing.
     """
 
     written: int = 0
@@ -39,7 +39,7 @@ class Tally:
 
     @property
     def bad(self) -> int:
-        """Number of records that cannot be used; those that a filter leaves out can."""
+        """Number of records that cannot be used, without those that filters leave out."""
         return sum(self.skipped.values()) - sum(self.skipped.get(why, 0) for why in _NO_FAULT)
 
     @property
@@ -60,7 +60,7 @@ class Tally:
             keys.append(key)
 
     def add(self, other: "Tally") -> None:
-        """Adds another tally's counts to this one."""
+        """Adds the counts of another tally to this one."""
         self.written += other.written
         self.min_side = min(filter(None, (self.min_side, other.min_side)), default=0)
         self.seconds += other.seconds
@@ -70,7 +70,7 @@ class Tally:
             keys += other.named.get(reason, [])[: _NAMED - len(keys)]
 
     def to_json(self) -> dict[str, Any]:
-        """Returns all counts, JSON-ready, most frequent reason first."""
+        """Returns all counts, JSON-ready, the most frequent reason first."""
         ordered = dict(sorted(self.skipped.items(), key=lambda pair: -pair[1]))
         rate = self.read / self.seconds if self.seconds else 0.0
         return {
@@ -98,10 +98,10 @@ def from_json(record: Mapping[str, Any]) -> Tally:
 
 
 def check_share(tally: Tally, *, total: int, max_bad: float, note: str = "") -> None:
-    """Raises an error if more than `max_bad` of all `total` records, and more than one, are bad.
+    """Checks that not more than `max_bad` of all `total` records are bad; one always may be.
 
     Raises:
-        UserError: naming the reasons and some of the keys; `note` says what else lies there.
+        UserError: more are bad; lists the reasons, some of the keys, and `note`.
     """
     if tally.bad <= max(1, int(max_bad * total)):
         return
@@ -114,7 +114,7 @@ def check_share(tally: Tally, *, total: int, max_bad: float, note: str = "") -> 
 
 
 def reasons(tally: Tally) -> str:
-    """Returns the reasons of skipped records in one line."""
+    """Returns the reasons of skipped records on one line."""
     counts = tally.to_json()["skipped"].items()
     return "; ".join(f"{number} {why} ({_some(tally.named[why])})" for why, number in counts)
 
@@ -127,14 +127,14 @@ def _some(keys: list[str]) -> str:
 
 
 def write(folder: Folder, tallies: Mapping[str, Tally]) -> None:
-    """Updates the splits of `tallies` in report.json and leaves the others."""
+    """Updates the splits of `tallies` in report.json; keeps the others."""
     content = json.loads(folder.read(FILE) or b"{}")
     content.update({split: tally.to_json() for split, tally in tallies.items()})
     folder.write(FILE, json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def table(tallies: Mapping[str, Tally]) -> str:
-    """Formats the report: one row per split, then one per reason."""
+    """Formats the report: one row per split, then one line per reason."""
     rows: list[tuple[str, ...]] = [("split", "read", "kept", "skipped", "per second")]
     for split, tally in tallies.items():
         facts = tally.to_json()

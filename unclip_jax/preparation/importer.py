@@ -1,6 +1,6 @@
-"""Importer of one split in this process: executes a plan and writes resumable shards.
+"""Importer of one split in this process: writes the shards of a plan, and can be resumed.
 
-The plan is cut into equal ranges, one per shard (`shard_writer.ShardWriter`).
+The plan is divided into equal ranges, one per shard (`shard_writer.ShardWriter`).
 """
 
 import contextlib
@@ -40,7 +40,7 @@ class Importer:
         """Prepares to write `split` into `folder`.
 
         Raises:
-            UserError: the folder holds the beginning of another version of this split.
+            UserError: the folder contains an unfinished split of other inputs or options.
         """
         self._plan, self._split = plan, split
         self._total = shard_count(plan, config)
@@ -60,10 +60,10 @@ class Importer:
         return self._writer.tally
 
     def run(self, advance: Callable[[int], Any] = lambda count: None) -> dataset_manifest.Split:
-        """Writes the missing shards; calls `advance` with numbers of records that are done.
+        """Writes the missing shards; calls `advance` with the number of records just finished.
 
         Raises:
-            UserError: too many bad records, no good one, or a disk that is full or read-only.
+            UserError: too many records are bad, none is good, or the disk is full or read-only.
         """
         names = [records.shard_name(self._split, i, self._total) for i in range(self._total)]
         try:
@@ -89,9 +89,9 @@ class Importer:
         )
 
     def differing_inputs(self, entry: dataset_manifest.Split) -> str:
-        """Returns the keys between which the inputs differ from those of a split; "" = nowhere.
+        """Returns the keys between which the inputs differ from those of a split; "" if equal.
 
-        The inputs are read where the file system does not tell that they are unchanged.
+        Inputs are read again only if the file system does not show that they are unchanged.
         """
         if same_signature(self._plan.signature, entry.signature) or not any(
             s.inputs for s in entry.shards
@@ -118,16 +118,16 @@ def shard_count(plan: Plan, config: ImportConfig) -> int:
 
 
 def plan_fingerprint(plan: Plan, config: ImportConfig) -> str:
-    """Returns the identity of a split that is written from a plan."""
+    """Returns the fingerprint of a split that is written from a plan."""
     options = f"{plan.fingerprint} {config.options} {shard_count(plan, config)}"
     return hashlib.sha256(options.encode()).hexdigest()
 
 
 def check_logs(folder: Folder, split: str, fingerprint: str) -> None:
-    """Checks that the finished shards of an unfinished split are of this version of it.
+    """Checks that finished shards of an unfinished split were written from the same plan.
 
     Raises:
-        UserError: they are of another.
+        UserError: they were not.
     """
     names = _logs(folder, f"{split}-", ".json")
     for content in folder.read_all(names):
@@ -136,7 +136,7 @@ def check_logs(folder: Folder, split: str, fingerprint: str) -> None:
 
 
 def other_version(folder: Folder, split: str) -> UserError:
-    """Returns the error of a split that was begun from other inputs or options."""
+    """Returns the error for a split that was begun with other inputs or options."""
     return UserError(
         f"{folder} holds an unfinished split {split!r} of other inputs or options; run that "
         "command again, or delete the folder."
@@ -144,29 +144,30 @@ def other_version(folder: Folder, split: str) -> UserError:
 
 
 def empty_split(split: str, tally: Tally, note: str = "") -> UserError:
-    """Returns the error of a split without a good record."""
+    """Returns the error for a split without a good record."""
     why = import_report.reasons(tally) + note
     return UserError(f"split {split!r} would be empty: {why}; check the inputs.")
 
 
 def forget(folder: Folder, split: str) -> None:
-    """Removes the logs of a split, once the manifest lists it."""
+    """Removes the logs of a split once it is in the manifest."""
     folder.remove([*_logs(folder, f"{split}-"), *_logs(folder, f"{split}.")])
 
 
 def _logs(folder: Folder, start: str, end: str = "") -> list[str]:
-    """Returns the names of files beside the logs with such a start and end."""
+    """Returns the names of files beside the logs with this beginning and end."""
     names = folder.names(LOGS)
     return [f"{LOGS}/{name}" for name in names if name.startswith(start) and name.endswith(end)]
 
 
 @contextlib.contextmanager
 def locked(folder: Folder, *, part: str = "") -> Iterator[None]:
-    """Keeps other imports out of `folder`, and removes leftovers of one that was killed.
+    """Locks `folder` against other imports, and removes temporary files of one that was killed.
 
     Args:
-        folder: of the data set.
-        part: name of a part of the shards, which others write at the same time; "" = everything.
+        folder: folder of the data set.
+        part: name of a part of the shards, if other processes write other parts at the same time;
+            "" = all shards.
 
     Raises:
         UserError: another import is running there, or of the same part.
@@ -195,10 +196,10 @@ def locked(folder: Folder, *, part: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked_objects(url: Url, part: str) -> Iterator[None]:
-    """Keeps other imports out of a folder of a store.
+    """Locks a folder in a store against other imports.
 
-    Everybody creates a lock and then looks for others, so of two that begin at the same moment at
-    most one goes on.
+    Every process creates a lock and then looks for others, so of two that begin at the same moment
+    at most one continues.
     """
     logs = url / LOGS
     own = f"{_LOCK}.{part}" if part else _LOCK

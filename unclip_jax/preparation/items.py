@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import image_codec
 
-# Suffixes of images, readable or not: the content of a file decides how it is read.
+# Suffixes of images, also of formats that cannot be read; formats are recognised by content.
 IMAGE_SUFFIXES = (
     *image_codec.SUFFIXES,
     *(".heic", ".heif", ".hif", ".jxl", ".svg", ".psd", ".exr", ".dng", ".cr2", ".nef", ".arw"),
@@ -33,7 +33,7 @@ _OPENERS = {b"\x1f\x8b": gzip.GzipFile, b"BZh": bz2.BZ2File, b"\xfd7zXZ": lzma.L
 
 
 class Skip(Exception):
-    """A record to skip; the reason is one of a few fixed phrases, for counting."""
+    """An example that cannot be used; `reason` is one of a few fixed phrases, for counting."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
@@ -43,8 +43,8 @@ class Skip(Exception):
 class Blob(NamedTuple):
     """A range of bytes in a file; a whole file has offset 0 and its size.
 
-    `stamp` is the time of the file's last change in nanoseconds: while it is the same, so is the
-    content.
+    `stamp` is the time of the file's last change in nanoseconds; while it is the same, the content
+    is taken to be unchanged.
     """
 
     path: str
@@ -56,7 +56,7 @@ class Blob(NamedTuple):
 class Cell(NamedTuple):
     """A value in a Parquet file; `column` may be a struct with the fields bytes and path.
 
-    Without a `column` it is the whole row.
+    An empty `column` stands for the whole row.
     """
 
     path: str
@@ -72,12 +72,12 @@ class Item(NamedTuple):
         key: unique name.
         image: location of the image, or None.
         caption: the captions, their location, or None.
-        form: of a caption that is located: "text", "json" or "class".
-        field: if the caption is JSON, the field with the text; "" = one of the usual names.
-        classes: file with a name per line, for captions that are numbers of classes; "" = none.
+        form: form of a caption with a location: "text", "json" or "class".
+        field: field with the text of JSON captions; "" = one of the usual names.
+        classes: file with one name per line, for captions that are class numbers; "" = none.
         skip: reason why this item cannot be used; "" = none so far.
         facts: its metadata, or their location; None = there are none.
-        span: the range of a tar that holds its members and nothing else; None = there is none.
+        span: range of a tar with exactly the members of this item; None = there is none.
     """
 
     key: str
@@ -97,10 +97,10 @@ class Listing:
 
     Attributes:
         items: the examples, in order.
-        others: suffix -> number of files that are no part of an example.
+        others: suffix -> number of files that belong to no example.
         examples: suffix -> name of the first such file.
-        archives: tars and Parquet files that lie in a folder.
-        unlisted: True if rows name images that lie elsewhere and are not among the items.
+        archives: tars and Parquet files in a folder.
+        unlisted: True if rows name images in other places that are not among the items.
     """
 
     items: list[Item] = dataclasses.field(default_factory=list)
@@ -110,7 +110,7 @@ class Listing:
     unlisted: bool = False
 
     def set_aside(self, name: str) -> None:
-        """Counts a file that is no part of an example."""
+        """Counts a file that belongs to no example."""
         kind = pathlib.PurePath(name).suffix.lower() or "no suffix"
         self.others[kind] += 1
         self.examples.setdefault(kind, name)
@@ -119,8 +119,8 @@ class Listing:
 class RawExample(NamedTuple):
     """An example before decoding.
 
-    `form` and `field` are as in `Item`, `classes` the names of classes, `facts` the metadata by
-    which the example was selected.
+    `form` and `field` are as in `Item`, `classes` are the class names, and `facts` is the metadata
+    by which the example was selected.
     """
 
     image: bytes
@@ -138,11 +138,11 @@ class Plan(Protocol):
 
     Attributes:
         sources: the inputs, as on the command line.
-        fingerprint: identity of the list of examples and of how they are read; no paths.
-        signature: identity of the files as the file system states it (paths, sizes, times): if it
-            is the same, so is the content. "" if the fingerprint says it all; None if unknown.
-        others: kind -> number of files that are no part of an example.
-        note: these in words, for messages; "" = none.
+        fingerprint: hash of the list of examples and of how they are read, without paths.
+        signature: hash of paths, sizes and times of the input files, which are taken to be
+            unchanged while it is the same. "" if the fingerprint suffices; None if unknown.
+        others: kind -> number of files that belong to no example.
+        note: description of these files for messages; "" = none.
     """
 
     sources: tuple[str, ...]
@@ -154,20 +154,20 @@ class Plan(Protocol):
     def __len__(self) -> int: ...
 
     def key(self, index: int) -> str:
-        """Returns the name of example `index`."""
+        """Returns the key of example `index`."""
         ...
 
     def read(self, index: int) -> RawExample:
-        """Reads the bytes of example `index`, fastest in order; raises Skip."""
+        """Reads the bytes of example `index`, fastest in order; raises `Skip`."""
         ...
 
     def close(self) -> None:
-        """Closes open files; reading opens them again."""
+        """Closes open files; reading reopens them."""
         ...
 
 
 class FileReader:
-    """Reads blobs; keeps the last file open, because the next blob is mostly in it."""
+    """Reads blobs; keeps the last file open, which usually contains the next blob."""
 
     def __init__(self):
         self._path, self._file = "", None
@@ -176,7 +176,7 @@ class FileReader:
         """Reads the bytes of `blob`.
 
         Raises:
-            Skip: more than `limit` bytes, a missing file, or fewer bytes than there should be.
+            Skip: the blob exceeds `limit` bytes, or its file is missing or too short.
         """
         if blob.size > limit:
             raise Skip("too many bytes")
@@ -217,14 +217,14 @@ def open_packed(path: str) -> io.BufferedIOBase:
 
 
 def _open_regular(path: str) -> io.BufferedIOBase:
-    """Opens a regular file for reading; opening a pipe would wait for its writer."""
+    """Opens a regular file for reading; opening a pipe would block."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(f"{path} is not a regular file")
     return pathlib.Path(path).open("rb")
 
 
 def whole_file(path: pathlib.Path) -> Blob | str:
-    """Returns all bytes of a regular file as a blob, or the reason why it cannot be read."""
+    """Returns a regular file as a blob, or the reason why it cannot be read."""
     try:
         facts = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -239,7 +239,7 @@ def whole_file(path: pathlib.Path) -> Blob | str:
 
 
 def stamp(path: pathlib.Path | str) -> int:
-    """Returns the time of a file's last change in nanoseconds, or 0 if it cannot be read."""
+    """Returns the time of a file's last change in nanoseconds; 0 if it cannot be read."""
     try:
         return os.stat(path).st_ctime_ns
     except OSError:
@@ -250,7 +250,7 @@ def check_exists(path: pathlib.Path) -> None:
     """Checks that an input exists.
 
     Raises:
-        UserError: neither file nor folder.
+        UserError: there is neither a file nor a folder at `path`.
     """
     if not os.path.lexists(path):
         raise UserError(f"input {path} does not exist; give a folder, a tar or a glob of them.")

@@ -1,4 +1,4 @@
-"""Merging of finished shards: duplicates are removed, and the shards become a split."""
+"""Merging of finished shards into a split, after removing duplicates."""
 
 import functools
 import json
@@ -19,11 +19,11 @@ from unclip_jax.preparation.import_report import Tally
 from unclip_jax.preparation.shard_tasks import SplitTasks
 
 DUPLICATE_KEY = "duplicate key"
-_AT_ONCE = 2**24  # hashes that are sorted together
+_AT_ONCE = 2**24  # hashes that are sorted at once
 
 
 class Removal(NamedTuple):
-    """Rows of a shard to leave out, and the reason of each."""
+    """Rows to remove from a shard, and the reason for each."""
 
     name: str
     rows: tuple[int, ...]
@@ -33,7 +33,7 @@ class Removal(NamedTuple):
 def merge_split(
     folder: Folder, split_plan: SplitTasks, *, engine: Engine, max_bad: float = 1.0
 ) -> tuple[dataset_manifest.Split, Tally]:
-    """Returns the split of finished shards, and its counts.
+    """Returns the split of all finished shards, and its counts.
 
     Raises:
         UserError: shards are missing, too many records are bad, or none is good.
@@ -57,10 +57,10 @@ def merge_split(
 
 
 def remove_duplicates(folder: Folder, names: Sequence[str], *, engine: Engine) -> int:
-    """Writes the shards again that hold records whose key or image an earlier one has.
+    """Rewrites the shards with records whose key or image occurs in an earlier record.
 
     Returns:
-        Their number.
+        Number of rewritten shards.
     """
     repeated: dict[int, dict[int, str]] = {}
     with folder.local(map(shard_writer.hash_name, names)) as hashes:
@@ -77,13 +77,13 @@ def remove_duplicates(folder: Folder, names: Sequence[str], *, engine: Engine) -
 
 
 def remove_rows(removal: Removal, *, folder: Folder) -> None:
-    """Writes a shard again without some of its rows, and its log.
+    """Rewrites a shard and its log without some of its rows.
 
-    The log is removed first, so that after an interruption the shard is prepared again.
+    The log is removed first, so that the shard is prepared again after an interruption.
     """
     name = removal.name
     content = folder.read(shard_writer.log_name(name))
-    if content is None:  # as after an interruption, when an engine calls this again
+    if content is None:  # after an interruption, if an engine retries
         raise UserError(f"{folder} lost the log of {name}; run the same command again.")
     facts = json.loads(content)
     folder.remove([shard_writer.log_name(name)])
@@ -119,10 +119,10 @@ def _write_again(
 def _read_logs(
     folder: Folder, split_plan: SplitTasks
 ) -> tuple[tuple[dataset_manifest.Shard, ...], Tally]:
-    """Returns all shards, as the manifest states them, and their counts.
+    """Returns the entries of all shards for the manifest, and their counts.
 
     Raises:
-        UserError: shards are missing, or one is of another version of the split.
+        UserError: shards are missing, or one was written from another plan.
     """
     tally, shards, missing = Tally(others=dict(split_plan.others)), [], []
     names = split_plan.names
@@ -150,9 +150,9 @@ def _read_logs(
 def _repeated(
     files: Sequence[pathlib.Path], column: int, left_out: dict[int, Any]
 ) -> Iterator[tuple[int, int]]:
-    """Yields (shard, row) of every record whose hash an earlier one has; 0 is no hash.
+    """Yields (shard, row) of all records whose hash occurs in an earlier record; 0 is no hash.
 
-    The range of hashes is cut into parts, of which one at a time is in memory.
+    The range of hashes is divided into parts that are sorted one at a time, to limit the memory.
     """
     total = sum(len(duplicates.read_hashes(file)) for file in files)
     bits = (total // _AT_ONCE).bit_length()

@@ -1,4 +1,4 @@
-"""Parquet files with images in them, as Hugging Face's data sets are published."""
+"""Parquet files that contain images, the format of many data sets of Hugging Face."""
 
 import json
 import pathlib
@@ -28,14 +28,14 @@ _ERRORS = (pyarrow.ArrowException, OSError, ValueError)
 
 
 class Columns(NamedTuple):
-    """The columns of a file that hold images and their captions; "" = there is none."""
+    """Names of the columns with the images and their captions; "" = there is none."""
 
     image: str
     caption: str
 
 
 def image_column(path: pathlib.Path) -> str:
-    """Returns the column of images; "" if the file holds none or cannot be read."""
+    """Returns the name of the column with images; "" if there is none or the file is unreadable."""
     try:
         return _columns(_schema(path), "").image
     except _ERRORS:
@@ -45,8 +45,8 @@ def image_column(path: pathlib.Path) -> str:
 def list_parquet(path: pathlib.Path, *, caption_field: str = "") -> Listing | None:
     """Lists the rows of a file with a column of images; None if it has none.
 
-    The image is a struct of bytes and path or binary, the caption a text, a list of them, or a
-    class label whose names the file states. The key is the file's name and the number of the row.
+    Images are binary or structs of bytes and path. Captions are text, lists of texts, or class
+    labels whose names are in the file's metadata. Keys consist of the file's name and the row.
     """
     try:
         _schema(path)
@@ -69,7 +69,7 @@ def list_parquet(path: pathlib.Path, *, caption_field: str = "") -> Listing | No
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the rows of a table of file names and captions, with its numbers and texts.
+    """Returns the rows of a table of file names and captions: its columns of numbers and text.
 
     Raises:
         OSError: the file cannot be read.
@@ -79,11 +79,11 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
         used = [field.name for field in _schema(path) if field.name in named or _is_plain(field)]
         return pyarrow.parquet.read_table(path, columns=used).to_pylist()
     except _ERRORS as error:
-        raise OSError(f"{path} is no Parquet file") from error
+        raise OSError(f"{path} is not a Parquet file") from error
 
 
 class ParquetReader:
-    """Reads cells, fastest in order; keeps a position in the columns of the file read last."""
+    """Reads cells, fastest in order; keeps the last file and its position in the columns."""
 
     def __init__(self):
         self._path = ""
@@ -94,7 +94,7 @@ class ParquetReader:
         """Returns the encoded image of a row.
 
         Raises:
-            Skip: there is none, or it lies in a file that cannot be read.
+            Skip: the row has no image, or the image's file cannot be read.
         """
         value = self._value(cell)
         if isinstance(value, dict):
@@ -109,7 +109,7 @@ class ParquetReader:
         return value
 
     def captions(self, cell: Cell) -> tuple[str, ...]:
-        """Returns the captions of a row; of a class label its name."""
+        """Returns the captions of a row; class labels are replaced by their names."""
         value = self._value(cell)
         if isinstance(value, int):
             names = self._columns[cell.column].names
@@ -137,7 +137,7 @@ class ParquetReader:
         return {name: self._value(cell._replace(column=name)) for name in self._plain}
 
     def close(self) -> None:
-        """Closes the file read last."""
+        """Closes the last file."""
         for column in self._columns.values():
             column.close()
         self._path, self._columns, self._plain = "", {}, None
@@ -170,7 +170,7 @@ class _Column:
         self._damaged = False  # from the row `_next` on
 
     def value(self, row: int) -> Any:
-        """Returns the value in `row` as Python has it."""
+        """Returns the value in `row` as a Python object."""
         if row < self._first or not self._next:
             self._batches = self._file.iter_batches(_BATCH, columns=[self._name])
             self._first, self._next, self._rows = 0, 0, ()
@@ -190,7 +190,7 @@ class _Column:
 
 
 def _schema(path: pathlib.Path) -> pyarrow.Schema:
-    """Reads the schema of a regular file; opening a pipe would wait for its writer."""
+    """Reads the schema of a regular file; opening a pipe would block."""
     if not path.is_file():
         raise OSError(f"{path} is not a regular file")
     return pyarrow.parquet.read_schema(path)
@@ -207,7 +207,7 @@ def _columns(schema: pyarrow.Schema, caption_field: str) -> Columns:
 
 
 def _names_files(metadata: pyarrow.parquet.FileMetaData, column: str) -> bool:
-    """True if rows may name image files instead of holding bytes, as far as statistics tell."""
+    """True if rows may name image files instead of containing bytes, judging by the statistics."""
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         for index in range(group.num_columns):
@@ -227,7 +227,7 @@ def _is_image(field: pyarrow.Field) -> bool:
 
 
 def _is_plain(field: pyarrow.Field) -> bool:
-    """True for columns of numbers and texts."""
+    """True for columns of numbers and text."""
     kinds = pyarrow.types
     return any(
         test(field.type)
@@ -240,7 +240,7 @@ def _is_binary(kind: pyarrow.DataType) -> bool:
 
 
 def _class_names(schema: pyarrow.Schema, name: str) -> list[str]:
-    """Returns the names of the classes of a column, from Hugging Face's description of it."""
+    """Returns the class names of a column, from Hugging Face's metadata."""
     try:
         described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         names = described["info"]["features"][name]["names"]
@@ -250,7 +250,7 @@ def _class_names(schema: pyarrow.Schema, name: str) -> list[str]:
 
 
 def _beside(parquet: pathlib.Path, name: str) -> bytes:
-    """Reads an image that a row names instead of holding it."""
+    """Reads an image that is a file of its own, named by a row."""
     problem = tables.name_problem(name)
     blob = problem or whole_file(parquet.parent / name)
     if isinstance(blob, str):

@@ -30,10 +30,10 @@ from unclip_jax.preparation.shard_writer import ImportConfig
 from unclip_jax.tokenization import caption_tokenizer
 from unclip_jax.tokenization.caption_tokenizer import Tokenizer
 
-_READERS = 64  # records that are read at the same time, ...
-_TOGETHER = 4096  # ... out of so many
+_READERS = 64  # records that are read concurrently, ...
+_TOGETHER = 4096  # ... from batches of this size
 
-Complete = Callable[[dataset_manifest.Split], str]  # the keys whose inputs differ, "" = none do
+Complete = Callable[[dataset_manifest.Split], str]  # the keys whose inputs differ; "" = none do
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +41,9 @@ class TokenizerConfig:
     """The tokenizer beside the data.
 
     Attributes:
-        source: a folder with one, "train" to train one on the captions, or "none".
-        vocab_size: of a trained one, at most.
-        sample: number of records on whose captions it is trained, evenly spaced, at most.
+        source: folder of a tokenizer, "train" to train one on the captions, or "none".
+        vocab_size: largest number of entries of a trained tokenizer.
+        sample: largest number of records on whose captions it is trained, evenly spaced.
     """
 
     source: str = "train"
@@ -60,7 +60,7 @@ class TokenizerConfig:
         )
 
     def load(self) -> Tokenizer | None:
-        """Loads the tokenizer that `source` names, if it names one."""
+        """Loads the tokenizer of the folder `source`; returns None for "train" and "none"."""
         return None if self.source in ("train", "none") else caption_tokenizer.load(self.source)
 
 
@@ -77,24 +77,24 @@ def prepare(
 
     Args:
         specs: the plan of every split.
-        out: folder or URL, created if missing; splits that it holds already, written alike, are
-            kept.
+        out: folder or URL, created if missing; existing splits with the same inputs and options
+            are kept.
         config: checks of records, and how they are stored.
-        engine: where shards are written.
-        share: (i, n) writes every n-th shard, beginning with number i, and no more: `merge` makes a
-            data set of them.
+        engine: engine that writes the shards.
+        share: (i, n) writes only every n-th shard, starting with number i; `merge` combines all
+            shares into a data set.
         tokenizer: the tokenizer beside the data.
 
     Returns:
         Counts of each split that was written.
 
     Raises:
-        UserError: see `Importer`; or `out` holds another version of a split or tokenizer.
+        UserError: `out` contains another version of a split or tokenizer, or see `Importer`.
     """
     warnings.simplefilter("error", Image.DecompressionBombWarning)  # counted, not printed
     loaded = tokenizer.load()
     tallies: dict[str, Tally] = {}
-    plan_specs.open_plan.cache_clear()  # the inputs may have changed since
+    plan_specs.open_plan.cache_clear()  # the inputs may have changed
     plans = [
         shard_tasks.split_tasks(spec, split=split, config=config) for split, spec in specs.items()
     ]
@@ -122,10 +122,10 @@ def prepare(
 def merge(
     out: Location, *, config: ImportConfig, engine: Engine, tokenizer: TokenizerConfig
 ) -> dict[str, Tally]:
-    """Makes a data set of the shards that parts of a preparation have written to `out`.
+    """Combines the shards that shares of a preparation have written to `out` into a data set.
 
     Raises:
-        UserError: there are none, or some are missing.
+        UserError: there are no shards, or some are missing.
     """
     loaded = tokenizer.load()
     tallies: dict[str, Tally] = {}
@@ -151,10 +151,10 @@ def _write_split(
     engine: Engine,
     share: tuple[int, int] | None,
 ) -> Tally | None:
-    """Writes one split; returns None if it is complete already."""
+    """Writes one split; returns None if it is already complete."""
     if engine.name == "local" and not (share or plan.has_hashes):
         return _write_here(spec, plan, folder=folder, config=config)
-    alone = dataclasses.replace(config, workers=0)  # a task has one core
+    alone = dataclasses.replace(config, workers=0)  # every task has one core
     differing = functools.partial(_differing_keys, plan, config=alone, engine=engine)
     if _is_complete(folder, plan, differing):
         return None
@@ -167,7 +167,7 @@ def _write_split(
 def _write_here(
     spec: PlanSpec, plan: SplitTasks, *, folder: Folder, config: ImportConfig
 ) -> Tally | None:
-    """Writes a split of one plan in this process, with checking threads."""
+    """Writes a split of one plan in this process, checking records in threads."""
     opened = plan_specs.open_plan(spec)
     importer = Importer(opened, folder=folder, split=plan.split, config=config)
     if _is_complete(folder, plan, importer.differing_inputs):
@@ -191,7 +191,7 @@ def _run_tasks(
     config: ImportConfig,
     engine: Engine,
 ) -> Tally:
-    """Writes shards; stops when the share of bad records of those so far is too large."""
+    """Writes shards; stops if the share of bad records is too large."""
     write = functools.partial(shard_tasks.prepare_shard, folder=folder, config=config)
     tally, done = Tally(others=dict(plan.others)), 0
     with tqdm(total=len(tasks), desc=plan.split, unit="shard", mininterval=0.5) as bar:
@@ -215,7 +215,7 @@ def _run_tasks(
 def _merge_split(
     folder: Folder, plan: SplitTasks, *, config: ImportConfig, engine: Engine
 ) -> Tally:
-    """Makes a split of finished shards."""
+    """Writes the split of finished shards to the manifest."""
     written, tally = merging.merge_split(folder, plan, engine=engine, max_bad=config.max_bad)
     import_report.write(folder, {plan.split: tally})
     dataset_manifest.write(folder.place, _manifest(folder).with_split(written))
@@ -224,17 +224,17 @@ def _merge_split(
 
 
 def _manifest(folder: Folder) -> dataset_manifest.DatasetManifest:
-    """Reads the manifest of a folder; an empty one if it has none yet."""
+    """Reads the manifest of a folder; returns an empty one if it does not exist."""
     if folder.size(dataset_manifest.FILE) is None:
         return dataset_manifest.DatasetManifest()
     return dataset_manifest.read(folder.place)
 
 
 def _is_complete(folder: Folder, plan: SplitTasks, differing: Complete) -> bool:
-    """True if the split was written alike and is whole; if it is not whole, it is written again.
+    """True if the split has been written from the same plan and all its shards are intact.
 
     Raises:
-        UserError: it was made from other inputs or with other options.
+        UserError: it was written from other inputs or with other options.
     """
     before = _manifest(folder)
     entries = [entry for entry in before.splits if entry.name == plan.split]
@@ -260,7 +260,7 @@ def _is_complete(folder: Folder, plan: SplitTasks, differing: Complete) -> bool:
     except UserError as error:
         _say(f"making split {entry.name!r} again: {error}")
         return False
-    if entry.signature != plan.signature:  # the same inputs elsewhere
+    if entry.signature != plan.signature:  # the same inputs in another place
         moved = dataclasses.replace(entry, signature=plan.signature, sources=plan.sources)
         dataset_manifest.write(folder.place, before.with_split(moved))
     return True
@@ -269,7 +269,7 @@ def _is_complete(folder: Folder, plan: SplitTasks, differing: Complete) -> bool:
 def _differing_keys(
     plan: SplitTasks, entry: dataset_manifest.Split, *, config: ImportConfig, engine: Engine
 ) -> str:
-    """Returns the keys between which the inputs differ from those of a split; "" = nowhere."""
+    """Returns the keys between which the inputs differ from those of a split; "" if equal."""
     if plan.signature and entry.signature == plan.signature:
         return ""
     pairs = [(task, s.inputs) for task, s in zip(plan.tasks, entry.shards, strict=True) if s.inputs]
@@ -285,10 +285,10 @@ def _differs(pair: tuple[ShardTask, str], *, config: ImportConfig) -> str:
 def _save_tokenizer(
     folder: Folder, tokenizer: Tokenizer | None, *, config: TokenizerConfig
 ) -> None:
-    """Saves the tokenizer beside the data, unless one is there; None = trains one.
+    """Saves the tokenizer beside the data, unless it is there already; None = trains one.
 
     Raises:
-        UserError: another one is there.
+        UserError: there is another tokenizer.
     """
     if config.source == "none":
         return
@@ -310,7 +310,7 @@ def _save_tokenizer(
 def _train_tokenizer(
     folder: Folder, content: dataset_manifest.DatasetManifest, *, config: TokenizerConfig
 ) -> Tokenizer:
-    """Trains a tokenizer on captions of split "train", or of the first one."""
+    """Trains a tokenizer on captions of the split "train", or of the first one."""
     names = [split.name for split in content.splits]
     source = open_split(folder.place, split="train" if "train" in names else names[0])
     count = min(config.sample, len(source))
@@ -320,7 +320,7 @@ def _train_tokenizer(
 
 
 def _captions(source: Source, indices: Int64[np.ndarray, " n"]) -> Iterator[list[str]]:
-    """Yields the captions of some records in order; reads many at the same time."""
+    """Yields the captions of some records in order, reading many concurrently."""
 
     def read(index: np.int64) -> list[str]:
         record = without_image(source, int(index))

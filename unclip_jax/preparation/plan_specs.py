@@ -1,4 +1,4 @@
-"""Descriptions of plans that can be sent to other processes, and opened there."""
+"""Descriptions of plans, which can be sent to other processes and opened there."""
 
 import contextlib
 import dataclasses
@@ -27,12 +27,12 @@ class FileSpec:
     """A `FilePlan`.
 
     Attributes:
-        inputs: as on the command line.
+        inputs: the inputs, as on the command line.
         caption_field: see `FilePlan`.
         prefix: see `FilePlan`.
         where: condition on metadata; "" = none.
-        uids: file with the examples to keep; "" = all.
-        part: True for some of the inputs of a split, which may hold no example.
+        uids: file with the uids of examples to keep; "" = keep all.
+        part: True for some of the inputs of a split, which may contain no example.
     """
 
     inputs: tuple[str, ...]
@@ -43,7 +43,7 @@ class FileSpec:
     part: bool = False
 
     def open(self) -> Plan:
-        """Lists the inputs; archives in stores are copied before."""
+        """Lists the inputs; archives in object stores are copied first."""
         plan = RemotePlan if storage.is_url(self.inputs[0]) else FilePlan
         return plan(
             self.inputs,
@@ -95,13 +95,13 @@ PlanSpec = FileSpec | SourceSpec | WorldSpec
 
 @functools.lru_cache(maxsize=8)
 def open_plan(spec: PlanSpec) -> Plan:
-    """Returns the plan of `spec`; those of the last calls are kept, as more shards follow."""
+    """Returns the plan of `spec`; caches the last ones, because more shards follow."""
     return spec.open()
 
 
 @contextlib.contextmanager
 def using(spec: PlanSpec) -> Iterator[Plan]:
-    """Opens the plan of `spec` and closes it; copies of archives are removed."""
+    """Opens the plan of `spec`, closes it afterwards, and removes copies of archives."""
     plan = open_plan(spec)
     try:
         yield plan
@@ -133,20 +133,20 @@ def make_specs(
     Args:
         inputs: folders, tars, images, globs, data sets such as "tfds:NAME", SPLIT=one of these,
             or a world, "shapes[:...]".
-        split: of inputs that do not name theirs.
+        split: split of inputs that do not name their own.
         caption_field: JSON field, or feature of a data set, with the caption.
         prefix: see `FilePlan`.
-        where: a condition on the metadata of files; "" = none.
-        uids: file with the examples of files to keep; "" = all.
-        image_size: of a world's images.
-        seed: of a world.
+        where: condition on the metadata of files; "" = none.
+        uids: file with the uids of examples to keep; "" = keep all.
+        image_size: side of a world's images.
+        seed: seed of a world.
 
     Raises:
-        UserError: an input that cannot be used, or one split of inputs that cannot be mixed.
+        UserError: an input cannot be used, or inputs of one split cannot be mixed.
     """
     check_seed("--seed", seed)
     if where:
-        Where(where)  # reports a mistake now
+        Where(where)  # reports a malformed condition now
     specs: dict[str, PlanSpec] = {}
     files: list[str] = []
     for text in inputs:
@@ -158,7 +158,9 @@ def make_specs(
                 raise UserError(f"split {name!r} would mix two worlds; give each its own folder.")
             specs[name] = WorldSpec(text.partition(":")[0], name, count, image_size, seed)
     if (where or uids) and specs:
-        raise UserError("--where and --uids filter files; procedural worlds have no metadata.")
+        raise UserError(
+            "--where and --uids filter files; procedural worlds have no metadata. Leave them out."
+        )
     for name, group in group_inputs(files, split=split).items():
         if isinstance(world := specs.get(name), WorldSpec):
             raise UserError(

@@ -1,4 +1,4 @@
-"""Archives in object stores: found by listing names, and copied for as long as they are read."""
+"""Archives in object stores: found by listing names, and copied while they are read."""
 
 import collections
 import fnmatch
@@ -27,11 +27,11 @@ Objects = Mapping[str, StoredObject]
 def find_remote(inputs: Sequence[str]) -> Archives | None:
     """Finds the archives that URLs name; None if no input is a URL.
 
-    An input is an archive, a common beginning of names, like a folder, or a pattern of archives.
-    Only names are read.
+    A URL names an archive, a prefix of names (like a folder), or a pattern of archives. Only names
+    are read.
 
     Raises:
-        UserError: local inputs beside URLs, or a URL that names no archive.
+        UserError: there are local inputs beside URLs, or a URL matches no archive.
     """
     urls = [text for text in inputs if storage.is_url(text)]
     if not urls:
@@ -53,7 +53,7 @@ def find_remote(inputs: Sequence[str]) -> Archives | None:
 def _add(
     name: str, listing: Callable[[str], Objects], archives: Archives, visited: set[str]
 ) -> None:
-    """Adds the archives that one name, without braces, stands for."""
+    """Adds the archives that match one name without braces."""
     exact = name.lower().endswith(_SUFFIXES)
     folder = _folder(name) if exact else name
     objects = listing(folder)
@@ -70,13 +70,13 @@ def _add(
             archives.files.append(Archive(url, stored.size, stamp))
     if not count:
         raise UserError(
-            f"input {name} matches no tar or Parquet file; of stores nothing else is read. Check "
-            "the name, and quote patterns."
+            f"input {name} matches no tar or Parquet file; other files in object stores are not "
+            "read. Check the name, and quote patterns."
         )
 
 
 def _matches(objects: Objects, pattern: str) -> list[str]:
-    """Returns the names that a pattern stands for; `*` is for a part between slashes."""
+    """Returns the names that match a pattern; `*` matches a part between slashes."""
     if not glob.has_magic(pattern):
         return [pattern] if pattern in objects else []
     parts = pattern.split("/")
@@ -89,26 +89,26 @@ def _matches(objects: Objects, pattern: str) -> list[str]:
 
 
 def _describes(path: str, objects: Objects) -> bool:
-    """True for a table that lies beside a tar of its name."""
+    """True for a table beside a tar of the same name, which is the tar's metadata."""
     stem, _, suffix = path.rpartition(".")
     return suffix.lower() == "parquet" and f"{stem}.tar" in objects
 
 
 def _folder(name: str) -> str:
-    """Returns the longest part of a name before a slash that is no pattern."""
+    """Returns the longest prefix of a name that ends before a slash and is not a pattern."""
     parts = name.split("/")
     magic = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     return "/".join(parts[: min(magic, len(parts) - 1)])
 
 
 class RemotePlan(FilePlan):
-    """Examples in archives of which it has a local copy until `remove` is called."""
+    """Examples in archives of which local copies exist until `remove` is called."""
 
     def __init__(self, inputs: Sequence[str], **options: Any):
         """Copies the archives at the URLs `inputs`; `options` are those of `FilePlan`.
 
         Raises:
-            UserError: one cannot be read.
+            UserError: an archive cannot be read.
         """
         self._copies = tempfile.TemporaryDirectory(prefix="unclip_jax_")
         self._origins: dict[str, str] = {}

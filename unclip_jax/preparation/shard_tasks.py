@@ -1,7 +1,7 @@
-"""Tasks of an import: one shard each, independent of all others and of where they run.
+"""Tasks of an import: one shard each, independent of each other and of where they run.
 
-A split of archives that are large together is cut by files, so that nothing is listed before: a
-task reads its own archives. Any other split is one plan, of which a task has a range of examples.
+A split of large archives is divided by files, so nothing has to be listed first: each task reads
+its own archives. Any other split is one plan, of which each task has a range of examples.
 """
 
 import dataclasses
@@ -30,15 +30,15 @@ _PLAN = ".plan.json"
 
 @dataclasses.dataclass(frozen=True)
 class ShardTask:
-    """A range of the examples of a plan, and the shard that they become.
+    """A range of the examples of a plan, and the shard to which they are written.
 
     Attributes:
         name: file name of the shard.
         spec: the plan.
-        part: the range is part `part` ...
-        parts: ... of so many equal ones.
-        fingerprint: of the split.
-        signature: of the files that the plan reads, as the file system states it.
+        part: index of the range ...
+        parts: ... among this number of equal ranges.
+        fingerprint: fingerprint of the split.
+        signature: signature of the files that the plan reads (see `items.Plan`).
     """
 
     name: str
@@ -51,20 +51,20 @@ class ShardTask:
 
 @dataclasses.dataclass(frozen=True)
 class SplitTasks:
-    """The tasks of a split, and what its manifest states of it.
+    """The tasks of a split, and its entries in the manifest.
 
     Attributes:
-        split: its name.
+        split: name of the split.
         total: number of shards.
-        fingerprint: of inputs and options; no paths.
+        fingerprint: hash of inputs and options, without paths.
         sources: the inputs, as on the command line.
-        signature: of all input files; "" = none.
-        by_file: True if the tasks were cut by files, so that keys may repeat between them.
-        others: kind -> number of files that are no part of an example.
-        note: these in words, for messages.
-        dedup: kind of duplicates to leave out.
+        signature: signature of all input files; "" = none.
+        by_file: True if the tasks are divided by files, so that keys may repeat between them.
+        others: kind -> number of files that belong to no example.
+        note: description of these files for messages.
+        dedup: kind of duplicates to remove.
         index: True if shards are indices of tars.
-        tasks: of the shards in order; () if they are not known, as where shards are merged.
+        tasks: tasks of the shards in order; () if unknown, as in a merge.
     """
 
     split: str
@@ -87,17 +87,17 @@ class SplitTasks:
 
     @property
     def has_hashes(self) -> bool:
-        """True if duplicates between shards are looked for."""
+        """True if duplicates are searched for between shards."""
         return self.by_file or self.dedup != "none"
 
 
 def prepare_shard(task: ShardTask, *, folder: Folder, config: ImportConfig) -> dict[str, Any]:
-    """Writes one shard and its log, or returns the log if it is finished.
+    """Writes one shard and its log; returns the log, also if the shard was already finished.
 
-    The memory that it takes depends on the archives of the task, not on the data set.
+    The memory needed depends on the archives of the task, not on the size of the data set.
 
     Raises:
-        UserError: a disk that is full or read-only.
+        UserError: the disk is full or read-only.
     """
     facts = shard_writer.finished_log(folder, task.name)
     if facts and task.signature is not None and facts.get("signature") == task.signature:
@@ -117,7 +117,7 @@ def prepare_shard(task: ShardTask, *, folder: Folder, config: ImportConfig) -> d
 
 
 def differing_keys(task: ShardTask, *, config: ImportConfig, inputs: str) -> str:
-    """Returns the keys between which the inputs of a task differ from `inputs`, their digest."""
+    """Returns the keys between which a task's inputs differ from those of digest `inputs`."""
     with plan_specs.using(task.spec) as plan:
         indices = _indices(task, len(plan))
         writer = ShardWriter(plan, folder=Folder(pathlib.Path()), config=config, fingerprint="")
@@ -127,10 +127,10 @@ def differing_keys(task: ShardTask, *, config: ImportConfig, inputs: str) -> str
 
 
 def split_tasks(spec: PlanSpec, *, split: str, config: ImportConfig) -> SplitTasks:
-    """Plans the shards of a split; lists its examples unless it is cut by files.
+    """Plans the shards of a split; lists its examples unless it is divided by files.
 
     Raises:
-        UserError: an input that cannot be used.
+        UserError: an input cannot be used.
     """
     remote = find_remote(spec.inputs) if isinstance(spec, FileSpec) else None
     if remote and config.shards:
@@ -204,10 +204,10 @@ def _tasks_by_file(
 
 
 def write_plan(folder: Folder, split_plan: SplitTasks) -> None:
-    """Writes beside the logs all that a merge has to know.
+    """Writes everything that a merge needs beside the logs.
 
     Raises:
-        UserError: the folder holds the beginning of another version of this split.
+        UserError: the folder contains an unfinished split of other inputs or options.
     """
     content = json.dumps(as_dict(dataclasses.replace(split_plan, tasks=())), ensure_ascii=False)
     before = folder.read(_plan_name(split_plan.split))
@@ -235,12 +235,12 @@ def _plan_name(split: str) -> str:
 
 
 def selected(tasks: Sequence[ShardTask], share: tuple[int, int] | None) -> list[ShardTask]:
-    """Returns the tasks of share I of N, every N-th; None = all."""
+    """Returns every N-th task starting with number I, for the share (I, N); None = all."""
     return list(tasks) if share is None else list(tasks[share[0] :: share[1]])
 
 
 def _read_options(spec: PlanSpec) -> ReadOptions:
-    """Returns how an index reads the records of a plan."""
+    """Returns the options with which an index reads the records of a plan."""
     if not isinstance(spec, FileSpec):
         return ReadOptions()
     facts = (*(Where(spec.where).columns if spec.where else ()), *(["uid"] if spec.uids else ()))

@@ -1,8 +1,8 @@
-"""Writer of shards: checks a range of a plan's examples in threads and writes those that are good.
+"""Writer of shards: checks a range of a plan's examples in threads and writes the good ones.
 
-A shard that exists is finished; its log in `.prepare/` has its counts and the digest of the inputs
-that it was written from. So the same call again returns the log, and a run that was stopped
-continues with the shards that are missing.
+A shard that exists is finished. Its log in `.prepare/` contains its counts and the digest of the
+inputs from which it was written. The same call again returns the log, so an interrupted run
+continues with the missing shards.
 """
 
 import collections
@@ -36,9 +36,9 @@ class CheckedRecord(NamedTuple):
     """A record that can be used.
 
     Attributes:
-        record: its content.
-        image_hash: by which duplicates of its image are recognised.
-        place: its members in a tar, for an index.
+        record: the record.
+        image_hash: hash by which duplicates of its image are recognised.
+        place: range of its members in a tar, for an index.
     """
 
     record: Record
@@ -46,7 +46,7 @@ class CheckedRecord(NamedTuple):
     place: Place | None
 
 
-Outcome = CheckedRecord | str  # a record, or the reason why there is none
+Outcome = CheckedRecord | str  # a record, or the reason to skip the example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +60,9 @@ class ImportConfig:
         workers: checking threads; 0 = none.
         dedup: duplicates of images to leave out: "none", "exact" (the same bytes) or "perceptual"
             (the same perceptual hash).
-        index: store where records lie in their tars, and no images.
-        shard_mb: archives that are larger together are prepared file by file, each shard from
-            about so many MB of them.
+        index: stores the positions of records in their tars, and no images.
+        shard_mb: approximate size in MB of the archives of one shard, if all archives together are
+            larger and therefore prepared file by file.
     """
 
     check: CheckConfig = dataclasses.field(default_factory=CheckConfig)
@@ -87,7 +87,7 @@ class ImportConfig:
 
     @property
     def options(self) -> str:
-        """The settings that change what is written, for fingerprints."""
+        """The settings that affect the output, for fingerprints."""
         dedup = f" dedup={self.dedup}" if self.dedup != "none" else ""
         return f"{self.check}{dedup}{' index' if self.index else ''}"
 
@@ -115,14 +115,14 @@ class ShardWriter:
 
         Args:
             plan: the examples.
-            folder: of the data set.
+            folder: folder of the data set.
             config: checks of records, and how they are stored.
-            fingerprint: of the split, which every log states.
+            fingerprint: fingerprint of the split, which every log contains.
             expected: number of records of which `config.max_bad` is a share; 0 = no limit.
-            signature: of the files that the plan reads; None = the plan states it.
-            hashes: write the hashes of keys and images beside the log, to find duplicates in other
-                shards.
-            read_options: of an index.
+            signature: signature of the files that the plan reads; None = that of the plan.
+            hashes: True writes the hashes of keys and images beside the log, to find duplicates in
+                other shards.
+            read_options: options of an index.
         """
         self._read_options = read_options or ReadOptions()
         self._signature = plan.signature if signature is None else signature
@@ -133,10 +133,10 @@ class ShardWriter:
     def write(
         self, name: str, indices: range, advance: Callable[[int], Any] = lambda count: None
     ) -> dict[str, Any]:
-        """Returns the log of a shard of the examples `indices`, which is written unless it exists.
+        """Writes the shard of the examples `indices` unless it exists; returns its log.
 
         Raises:
-            UserError: too many bad records, or a disk that is full or read-only.
+            UserError: too many records are bad, or the disk is full or read-only.
         """
         facts = finished_log(self._folder, name)
         if facts is not None and self._is_current(facts, indices):
@@ -149,14 +149,14 @@ class ShardWriter:
         return facts
 
     def digest(self, indices: range) -> str:
-        """Reads examples and returns their digest as a log states it."""
+        """Reads examples and returns their digest, as in a log."""
         digest = hashlib.sha256()
         for index in indices:
             self._read(index, digest)
         return digest.hexdigest()
 
     def _is_current(self, facts: dict[str, Any], indices: range) -> bool:
-        """True if a finished shard was written from the inputs as they are now."""
+        """True if a finished shard was written from the current inputs."""
         if same_signature(self._signature, facts.get("signature")) or "inputs" not in facts:
             return True
         return self.digest(indices) == facts["inputs"]
@@ -200,7 +200,7 @@ class ShardWriter:
     def _hashed(
         self, good: Iterator[CheckedRecord], hashes: list[tuple[int, int]]
     ) -> Iterator[CheckedRecord]:
-        """Yields the records, and adds the hashes of their keys and images to `hashes`."""
+        """Yields the records; appends the hashes of their keys and images to `hashes`."""
         for one in good:
             if self._hashes:
                 key = records.digest_64(one.record["key"].encode())
@@ -210,7 +210,7 @@ class ShardWriter:
     def _good(
         self, indices: range, tally: Tally, advance: Callable[[int], Any], digest: Any
     ) -> Iterator[CheckedRecord]:
-        """Yields the records that can be used; counts the others."""
+        """Yields the records that can be used, and counts the others."""
         both = (tally, self.tally)
         for index, outcome in zip(indices, self._outcomes(indices, digest), strict=True):
             advance(1)
@@ -225,7 +225,7 @@ class ShardWriter:
                 yield outcome
 
     def _outcomes(self, indices: range, digest: Any) -> Iterator[Outcome]:
-        """Reads in this thread, checks in others, and yields in order."""
+        """Reads in this thread, checks in other threads, and yields outcomes in order."""
         if not self._config.workers:
             for index in indices:
                 raw = self._read(index, digest)
@@ -245,7 +245,7 @@ class ShardWriter:
                 pool.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, index: int, digest: Any) -> RawExample | str:
-        """Reads one example, or the reason why it cannot be; adds what was read to `digest`."""
+        """Reads one example and adds it to `digest`; returns the reason if it cannot be read."""
         try:
             raw = self._plan.read(index)
         except Skip as skip:
@@ -266,14 +266,14 @@ class ShardWriter:
             return CheckedRecord(record, image_hash, place)
         except Skip as skip:
             return skip.reason
-        except Exception as error:  # a decoder's bug must not end a run of days
+        except Exception as error:  # a bug in a decoder must not end a long run
             return f"unexpected {type(error).__name__}"
 
     def _place(self, index: int, record: Record) -> Place:
-        """Returns the place from which an index reads this very record.
+        """Returns the range from which an index reads exactly this record.
 
         Raises:
-            Skip: there is none.
+            Skip: there is no such range.
         """
         plan = self._plan
         if not isinstance(plan, FilePlan) or (span := plan.span(index)) is None:
@@ -285,12 +285,12 @@ class ShardWriter:
 
 
 def same_signature(one: str | None, other: str | None) -> bool:
-    """True if the file system states that inputs with these signatures are the same."""
+    """True if the inputs with these signatures have the same paths, sizes and times."""
     return one is not None and one == other
 
 
 def share(count: int, part: int, parts: int) -> range:
-    """Returns the indices of part `part` of `parts` nearly equal ones of `count` examples."""
+    """Returns the indices of part `part` of `parts` nearly equal parts of `count` examples."""
     return range(*(count * i // parts for i in (part, part + 1)))
 
 
@@ -305,7 +305,7 @@ def log_name(shard: str) -> str:
 
 
 def finished_log(folder: Folder, shard: str) -> dict[str, Any] | None:
-    """Returns the log of a shard; None unless the whole shard is there."""
+    """Returns the log of a shard; None unless the shard is complete."""
     content = folder.read(log_name(shard))
     if content is None:
         return None
@@ -315,7 +315,7 @@ def finished_log(folder: Folder, shard: str) -> dict[str, Any] | None:
 
 
 def write_log(folder: Folder, shard: str, facts: dict[str, Any]) -> None:
-    """Writes the log of a shard, which then is finished."""
+    """Writes the log of a shard, which marks it as finished."""
     folder.write(log_name(shard), json.dumps(facts, ensure_ascii=False))
 
 

@@ -24,14 +24,14 @@ Row = dict[str, Any] | str  # fields and values, or the reason why a row cannot 
 
 
 class TableRow(NamedTuple):
-    """The captions of one image as a table states them.
+    """The captions of one image in a table.
 
     Attributes:
         line: number of the row, from 1.
-        name: of the image's file, as stated; "" if the row cannot be used.
+        name: file name of the image as written; "" if the row cannot be used.
         texts: its captions.
         problem: reason why the row cannot be used; "" = none.
-        facts: the cells of the row that are numbers or texts.
+        facts: the cells of the row that are numbers or text.
     """
 
     line: int
@@ -49,12 +49,13 @@ def is_metadata(path: pathlib.PurePath) -> bool:
 def read_table(path: pathlib.Path, *, field: str = "") -> list[TableRow] | None:
     """Reads the rows of a table; None if the file is not one.
 
-    A table names image files in a column of `FILE_FIELDS` and captions in the column `field`, or
-    one of `captions.FIELDS`. COCO's annotations become one row per image with all of its captions.
+    A table has the names of image files in a column of `FILE_FIELDS`, and captions in the column
+    `field` or one of `captions.FIELDS`. COCO's annotations become one row per image with all of its
+    captions.
 
     Args:
         path: a file with one of `SUFFIXES`.
-        field: column of the captions; "" = one of the usual ones.
+        field: column of the captions; "" = one of the usual names.
     """
     try:
         size = path.stat().st_size if path.is_file() else MAX_BYTES + 1
@@ -71,9 +72,9 @@ def read_table(path: pathlib.Path, *, field: str = "") -> list[TableRow] | None:
 
 
 def candidates(table: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
-    """Yields the places where a table's image may lie, beside it first.
+    """Yields the possible paths of a table's image, that beside the table first.
 
-    COCO keeps annotations/captions_val2014.json beside val2014/, others an `images` folder.
+    COCO stores annotations/captions_val2014.json beside val2014/; others use a folder `images`.
     """
     here, last = table.parent, table.stem.rpartition("_")[2]
     for base in (here, here.parent):
@@ -83,13 +84,13 @@ def candidates(table: pathlib.Path, name: str) -> Iterator[pathlib.Path]:
 
 
 def resolve(table: pathlib.Path, name: str) -> pathlib.Path:
-    """Returns the first place of an image where something lies, else the one beside the table."""
+    """Returns the first candidate that exists, else the path beside the table."""
     places = candidates(table, name)
     return next((place for place in places if os.path.lexists(place)), table.parent / name)
 
 
 def name_problem(name: Any) -> str:
-    """Returns the reason why a table's file name cannot be used; "" if it can."""
+    """Returns the reason why a file name in a table cannot be used; "" if it can."""
     if not isinstance(name, str):
         return "bad metadata line"
     path = pathlib.PurePath(name)
@@ -105,8 +106,8 @@ def checked(rows: Iterable[tuple[int, Row]], field: str, *, strict: bool) -> lis
 
     Args:
         rows: pairs of a row's number and its fields, or the reason why it cannot be used.
-        field: name of the captions; "" = one of the usual ones.
-        strict: every row counts, whether or not it names an image.
+        field: name of the captions; "" = one of the usual names.
+        strict: True returns the rows even if none names an image and its caption.
     """
     result, usable = [], strict
     for number, row in rows:
@@ -141,7 +142,7 @@ def _json_lines(data: bytes) -> Iterator[tuple[int, Row]]:
 
 
 def _json_rows(data: bytes) -> Sequence[Row] | None:
-    """Returns the rows of a JSON file; None if it is of another form."""
+    """Returns the rows of a JSON file; None if its structure is unknown."""
     try:
         content = json.loads(captions.decode(data))
     except (ValueError, RecursionError):  # a decoding error is a ValueError
@@ -169,7 +170,7 @@ def _object_row(name: str, value: Any) -> dict[str, Any]:
 
 
 def _coco(content: dict[str, Any]) -> list[Row]:
-    """Returns a row per image of COCO's annotations, with all captions of it."""
+    """Returns a row per image of COCO's annotations, with all of its captions."""
     texts: dict[Any, list[str]] = {}
     for entry in content["annotations"]:
         if isinstance(entry, dict) and isinstance(entry.get("image_id"), (int, str)):
@@ -184,12 +185,12 @@ def _coco(content: dict[str, Any]) -> list[Row]:
 
 
 def _csv_rows(data: bytes, *, tabs: bool) -> Iterator[tuple[int, Row]]:
-    """Yields the rows of a CSV or TSV file with a header and the separator , ; | or tab."""
+    """Yields the rows of a CSV or TSV file with a header; separators are , ; | and tab."""
     csv.field_size_limit(_MAX_CELL)
     try:
         text = captions.decode(data)
     except UnicodeDecodeError:
-        text = data.decode("utf-8", "surrogateescape")  # the rows that are not UTF-8 are skipped
+        text = data.decode("utf-8", "surrogateescape")  # rows that are not UTF-8 are skipped later
     header, _, _ = text.partition("\n")
     separator = "\t" if tabs else max(_SEPARATORS, key=header.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
@@ -205,7 +206,7 @@ def _csv_rows(data: bytes, *, tabs: bool) -> Iterator[tuple[int, Row]]:
         if names is None:
             names = [cell.strip().lower() for cell in cells]
         elif any(cells):
-            last = len(names) - 1  # its cell takes separators that were not quoted
+            last = len(names) - 1  # its cell may contain unquoted separators
             cells = [*cells[:last], separator.join(cells[last:])]
             stripped = (cell.strip() for cell in cells)
             yield reader.line_num, dict(zip(names, stripped, strict=False))

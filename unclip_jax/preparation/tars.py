@@ -1,7 +1,7 @@
 """WebDataset tars: members that share a name up to its first dot are one example.
 
-Members are listed and then read by offset. Nothing is ever extracted, and links, devices and
-folders in the archive are not followed, so an archive cannot touch the disk.
+Members are listed and then read by offset. Nothing is extracted, and links, devices and folders in
+the archive are ignored, so an archive cannot write to the disk.
 """
 
 import contextlib
@@ -30,19 +30,19 @@ from unclip_jax.preparation.items import (
 _UNREADABLE = (tarfile.TarError, OSError, EOFError, lzma.LZMAError, zlib.error, ValueError)
 _FIELDS = (*IMAGE_SUFFIXES, *CAPTION_SUFFIXES)
 
-Sample = dict[str, Blob]  # the rest of a member's name -> its bytes
+Sample = dict[str, Blob]  # member's name after the key -> its bytes
 
 
 def list_tar(path: str, *, caption_field: str = "") -> Listing:
     """Lists the examples of one tar in the order in which their keys appear.
 
     The caption is the member .txt (or .caption, .text), else a field of the member .json, as
-    img2dataset writes it, else the class .cls. Where the name of an image has further dots
-    (photo_2021.05.01.jpg), the key ends before the last one. A tar that ends early or is damaged
-    gives what can be read, and an item that is skipped for the rest.
+    written by img2dataset, else the class .cls. If the name of an image has further dots
+    (photo_2021.05.01.jpg), the key ends before the last one. For a truncated or damaged tar the
+    readable examples are listed, and one skipped item represents the rest.
 
     Raises:
-        UserError: the file is not a tar at all.
+        UserError: the file is not a tar.
     """
     samples: dict[str, Sample] = {}
     extents: dict[str, list[tuple[int, int]]] = {}
@@ -65,7 +65,9 @@ def list_tar(path: str, *, caption_field: str = "") -> Listing:
                 sample[suffix] = content
     except _UNREADABLE as error:
         if not samples:
-            raise UserError(f"{path} is not a tar that can be read: {error}.") from error
+            raise UserError(
+                f"{path} is not a tar that can be read: {error}; copy or pack it again."
+            ) from error
         reason = "damaged tar" if isinstance(error, _DamagedTar) else "truncated tar"
         extra.append(Item(f"end of {path}", None, None, skip=reason))
     for key, sample in samples.items():
@@ -78,11 +80,11 @@ def list_tar(path: str, *, caption_field: str = "") -> Listing:
 
 
 class _DamagedTar(tarfile.ReadError):
-    """Some headers of a tar cannot be read."""
+    """Reports that some headers of a tar cannot be read."""
 
 
 class _Members(tarfile.TarFile):
-    """A tar of which headers that cannot be read are counted and passed over."""
+    """A tar whose unreadable headers are counted and skipped."""
 
     damaged = 0
 
@@ -104,7 +106,7 @@ _INVALID = (
 
 
 def _span(image: Blob | Cell, extents: list[tuple[int, int]]) -> Blob | None:
-    """Returns the range of a sample's members if they lie side by side."""
+    """Returns the range of a sample's members if they are adjacent."""
     start, end = extents[0][0], extents[-1][1]
     joined = all(a[1] == b[0] for a, b in itertools.pairwise(extents))
     if not joined or not isinstance(image, Blob):
@@ -113,7 +115,7 @@ def _span(image: Blob | Cell, extents: list[tuple[int, int]]) -> Blob | None:
 
 
 def _members(path: str) -> Iterator[tuple[str, Blob | str, tuple[int, int]]]:
-    """Yields name, content and extent of every member but folders, or why it has no content."""
+    """Yields name, content (or why there is none) and extent of every member except folders."""
     changed = stamp(path)
     with open_packed(path) as file, contextlib.closing(_opened(file)) as tar:
         for member in tar:
@@ -126,20 +128,20 @@ def _members(path: str) -> Iterator[tuple[str, Blob | str, tuple[int, int]]]:
                 yield member.name, "sparse member", extent
             elif not member.isdir():
                 yield member.name, "no file but a link or device", extent
-            vars(tar)["members"] = []  # tarfile would keep them all
+            vars(tar)["members"] = []  # tarfile would keep all of them in memory
         if tar.damaged:
             raise _DamagedTar("its headers are damaged")
 
 
 def _opened(file: Any) -> _Members:
-    """Opens a tar whose first header is whole; several in one file are read one after another."""
+    """Opens a tar whose first header is intact; concatenated tars are read one after another."""
     tar = _Members.open(fileobj=file, mode="r:", tarinfo=_Header)
     tar.ignore_zeros = True
     return tar
 
 
 def _split_name(name: str) -> tuple[str, str]:
-    """Splits `a/b.C.PNG` into key `a/b` and suffix `.C.png`; "" is the suffix of `a/b`."""
+    """Splits `a/b.C.PNG` into key `a/b` and suffix `.C.png`; `a/b` has the suffix ""."""
     folder, slash, base = name.rpartition("/")
     stem, dot, suffix = base.partition(".")
     inner, last_dot, last = (dot + suffix).rpartition(".")
@@ -151,9 +153,9 @@ def _examples(
 ) -> Iterator[Item]:
     """Yields the examples among the members that share a name up to its first dot.
 
-    A suffix that is a field (`.jpg`, `.txt`) belongs to the example `key`. Longer ones, such as
-    `.05.01.jpg`, are examples of their own if they have an image and a caption, or if `key` has no
-    image; otherwise they are further fields of it, such as `.mask.png`, and set aside.
+    A suffix that is a field (`.jpg`, `.txt`) belongs to the example `key`. Longer suffixes, such as
+    `.05.01.jpg`, form examples of their own if they have an image and a caption, or if `key` has no
+    image. Otherwise they are additional fields of `key`, such as `.mask.png`, and not read.
     """
     plain = {suffix: blob for suffix, blob in sample.items() if suffix in _FIELDS}
     parts: dict[str, Sample] = {}
