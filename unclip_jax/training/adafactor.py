@@ -1,8 +1,8 @@
-"""Adafactor (Shazeer & Stern, arXiv 1804.04235), whose state is placed like the parameters.
+"""Adafactor (Shazeer & Stern, arXiv 1804.04235) with a state that is sharded like the parameters.
 
-optax's, with its defaults, as Imagen trains its base model (arXiv 2205.11487, section 4.1). The
-second moment of a matrix is kept as one row and one column, which lack an axis of the parameter and
-so need boxes of their own.
+This is optax's implementation with its defaults, with which Imagen trains its base model (arXiv
+2205.11487, section 4.1). The second moment of a matrix is stored as one row and one column, which
+lack an axis of the parameter and therefore need boxes of their own.
 """
 
 from typing import Any
@@ -19,8 +19,8 @@ def adafactor(rate: Any, *, scale: bool) -> optax.GradientTransformation:
 
     Args:
         rate: learning rate by step.
-        scale: updates are multiplied by the root mean square of the parameter, 1e-3 at least; with
-            it parameters that begin at zero move a thousand times slower than others.
+        scale: True multiplies updates by the root mean square of the parameter, at least 1e-3;
+            parameters initialised to zero then move a thousand times slower than others.
     """
     inner = optax.adafactor(rate, multiply_by_parameter_scale=scale)
 
@@ -50,10 +50,10 @@ def _box(leaf: Any, box: Any, names: tuple[str | None, ...], removed: int | None
     """Returns a moment in the box of its parameter, without the axis that it sums over.
 
     Args:
-        leaf: the moment; of shape (1,) where it is not kept.
+        leaf: the moment; its shape is (1,) if it is not stored.
         box: the parameter.
-        names: its axes.
-        removed: which axis the moment lacks, in the order of their sizes; None = none.
+        names: axis names of the parameter.
+        removed: the axis that the moment lacks, in the order of their sizes; None = none.
     """
     shape = unbox(box).shape
     if not hasattr(box, "names") or (leaf.shape == (1,) and shape != (1,)):

@@ -1,10 +1,10 @@
 """Workdirs in object stores: checkpoints are written there, other files through a local folder.
 
-Objects cannot be appended to or renamed, so metrics, sample grids and exports are written to a
-local folder, whose files are copied to the store: before every checkpoint, every minute, and at
-the end. A run that is killed therefore finds there all records up to the step that it continues
-from. Of an export the manifest is copied last and removed first, so that readers see a complete
-one or none.
+Objects can be neither appended to nor renamed, so metrics, sample grids and exports are written to
+a local folder, whose files are copied to the store before every checkpoint, every minute, and at
+the end. After a killed run the store therefore has all metrics up to the step from which the run
+continues. The manifest of an export is copied last and removed first, so that readers see a
+complete export or none.
 """
 
 import contextlib
@@ -38,8 +38,8 @@ def open_workdir(url: Url) -> Iterator[Workdir]:
     """Opens the workdir at `url` for training; every process calls it.
 
     Raises:
-        UserError: the store cannot hold checkpoints, cannot be read or written, or another trainer
-            is at work there.
+        UserError: the store does not support checkpoints, cannot be read or written, or another
+            trainer is using the workdir.
     """
     if url.scheme != "gs":
         raise UserError(
@@ -67,7 +67,7 @@ def open_workdir(url: Url) -> Iterator[Workdir]:
             try:
                 yield Workdir(copy.folder, checkpoints=url, before_save=copy.before_save)
             except BaseException:
-                with contextlib.suppress(UserError):  # the error before it matters more
+                with contextlib.suppress(UserError):  # the first error is more important
                     copy.close()
                 raise
             copy.close()
@@ -77,10 +77,10 @@ def open_workdir(url: Url) -> Iterator[Workdir]:
 
 
 class _Copy:
-    """A local folder whose files are copied to a store when they have changed."""
+    """A local folder whose changed files are copied to a store."""
 
     def __init__(self, url: Url, folder: pathlib.Path, lock: ObjectLock | None):
-        """Fetches the files at the top of the workdir, which a run continues."""
+        """Copies the files at the top of the workdir from the store, for a run that continues."""
         self.folder = folder
         self._url, self._lock = url, lock
         self._copied: dict[str, State] = {}
@@ -100,7 +100,7 @@ class _Copy:
         self._thread.start()
 
     def before_save(self) -> None:
-        """Copies what has changed.
+        """Copies changed files.
 
         Raises:
             TakenOver: another trainer has taken over.
@@ -115,7 +115,7 @@ class _Copy:
         self._copy()
 
     def close(self) -> None:
-        """Copies what has changed, for the last time."""
+        """Copies changed files for the last time."""
         self._stopped.set()
         self._thread.join()
         self.before_save()
@@ -143,7 +143,7 @@ class _Copy:
                 del self._copied[name]
 
     def _states(self) -> dict[str, State]:
-        """Returns the files of the folder that are complete."""
+        """Returns the complete files of the folder with their states."""
         states = {}
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder)

@@ -1,14 +1,14 @@
 """Checkpoints: the training state and the data position, written in the background.
 
 A checkpoint is a folder `checkpoints/STEP` that is renamed into place when complete, so a killed
-run leaves whole checkpoints or none. It holds `state` (arrays), `data` (the data position, JSON)
-and `meta` (shapes, dtypes and checksum of the arrays, digest of the data position, step, and a
-digest of all of that, JSON). A checkpoint that cannot be read, or of which any of them differs, is
-set aside and the previous one is used.
+run leaves complete checkpoints or none. It contains `state` (arrays), `data` (the data position,
+JSON) and `meta` (JSON: shapes, dtypes and checksum of the arrays, digest of the data position,
+step, and a digest of all of these). A checkpoint that cannot be read or does not match its digests
+is set aside, and the previous one is used.
 
-Failures of the storage are retried: after a pause where a save could not start, with the next save
-where one failed in the background. One of several processes cannot retry alone, so there the first
-failure in the background ends the run.
+Failures of the storage are retried: after a pause if a save could not start, with the next save if
+it failed in the background. With several processes one cannot retry alone, so the first failure in
+the background ends the run.
 """
 
 import base64
@@ -35,14 +35,14 @@ from unclip_jax.training.fingerprint import checksum, describe_tree
 from unclip_jax.training.state import TrainState
 from unclip_jax.training.workdir import TakenOver
 
-TRIES = 4  # of every save, and failures in the background in a row
-PAUSE = 4.0  # seconds before the second try; three times as long before each further one
+TRIES = 4  # attempts per save, and consecutive failures in the background
+PAUSE = 4.0  # seconds before the second attempt; tripled before each further one
 
 log = logging.getLogger(__name__)
 
 
 class RestoredState(NamedTuple):
-    """A restored state and the position of its data."""
+    """A restored state and its data position."""
 
     state: TrainState
     position: Any
@@ -53,7 +53,7 @@ class DamagedCheckpoint(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one run; a context manager that waits for the last save."""
+    """The checkpoints of one run; as a context manager, it waits for the last save."""
 
     def __init__(
         self,
@@ -68,9 +68,9 @@ class Checkpoints:
 
         Args:
             workdir: a folder, or a URL of Google's object store.
-            keep: number of newest checkpoints.
-            keep_every: those of steps that this divides are kept too; 0 = of none.
-            single_replica: restore by `replica_restore`.
+            keep: number of newest checkpoints to keep.
+            keep_every: checkpoints at multiples of this step are kept too; 0 = none.
+            single_replica: True restores with `replica_restore`.
             before_save: called before every checkpoint is written.
 
         Raises:
@@ -86,7 +86,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=True,
         )
-        self._failures = 0  # in a row, in the background
+        self._failures = 0  # consecutive failures in the background
         orbax_logging.install_filters()
         with self._storage("open"):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ class Checkpoints:
             if error is None:
                 self.wait()
         finally:
-            with contextlib.suppress(Exception):  # the error before it matters more
+            with contextlib.suppress(Exception):  # the first error is more important
                 self._manager.close()
 
     @property
@@ -112,9 +112,9 @@ class Checkpoints:
         """Copies `state` to the host and writes it in the background.
 
         Args:
-            step: name of the checkpoint; an existing one is left as it is.
+            step: name of the checkpoint; an existing one is kept.
             state: may be donated as soon as this returns.
-            position: of the data after `step` batches; JSON-ready or bytes.
+            position: data position after `step` batches; JSON-ready or bytes.
 
         Raises:
             UserError: this checkpoint, or several before it, could not be written.
@@ -152,7 +152,7 @@ class Checkpoints:
             )
 
     def _finish_previous(self) -> None:
-        """Waits for the previous save; if it failed, this one takes its place."""
+        """Waits for the previous save; if it failed, the current save replaces it."""
         try:
             self.wait()
             self._failures = 0
@@ -164,7 +164,7 @@ class Checkpoints:
             self._reopen()
 
     def _retry(self, attempt: Callable[[], None]) -> None:
-        """Calls `attempt` until it succeeds, `TRIES` times at most; once with several processes."""
+        """Calls `attempt` until it succeeds, at most `TRIES` times; once with several processes."""
         pause = PAUSE
         for left in reversed(range(TRIES if jax.process_count() == 1 else 1)):
             try:
@@ -180,7 +180,7 @@ class Checkpoints:
             self._reopen()
 
     def _reopen(self) -> None:
-        """Replaces the manager, since one that failed keeps its error."""
+        """Replaces the manager, because it stores its first error."""
         with contextlib.suppress(Exception):
             self._manager.close()
         with self._storage("open"):
@@ -190,7 +190,7 @@ class Checkpoints:
         """Waits until the last save is complete.
 
         Raises:
-            UserError: it failed.
+            UserError: the save failed.
         """
         with self._storage("write"):
             self._manager.wait_until_finished()
@@ -201,10 +201,10 @@ class Checkpoints:
 
         Args:
             abstract: ShapeDtypeStructs with the shardings of the result, which may differ from
-                those at the time of saving.
+                those of the saved state.
 
         Raises:
-            UserError: checkpoints of another model, or none that is readable.
+            UserError: the checkpoints belong to another model, or none is readable.
         """
         broken: list[int] = []
         for step in reversed(self.steps):
@@ -226,7 +226,7 @@ class Checkpoints:
     def _read(self, step: int, abstract: TrainState) -> RestoredState:
         """Reads one checkpoint and verifies it."""
         with _damage():
-            if not self._remote:  # a named pipe would stop the reader
+            if not self._remote:  # reading a named pipe would block
                 regular_files(pathlib.Path(self.folder / str(step)))
             items = ocp.args.Composite(data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore())
             small = self._manager.restore(step, args=items)
@@ -254,7 +254,7 @@ class Checkpoints:
                 )
 
     def _set_aside(self, steps: list[int]) -> None:
-        """Moves damaged checkpoints away, so that their steps can be saved again."""
+        """Moves damaged checkpoints to another folder, so that their steps can be saved again."""
         if not steps:
             return
         if jax.process_index() == 0:
@@ -263,7 +263,7 @@ class Checkpoints:
                 for step in steps:
                     taken = len(list(self._aside.glob(f"{step}-*")))
                     target = self._aside / f"{step}-{taken}"
-                    if self._remote:  # which has no folder to rename
+                    if self._remote:  # object stores cannot rename folders
                         Url(str(self.folder / str(step))).move(Url(str(target)))
                     else:
                         (self.folder / str(step)).rename(target)
@@ -301,12 +301,12 @@ def describe(step: int, state: TrainState, position: Any) -> dict[str, Any]:
 
 
 def _check_meta(meta: dict[str, Any], step: int, position: Any) -> None:
-    """Compares step, position and meta itself with the digests that were saved.
+    """Compares step, position and `meta` itself with the saved digests.
 
     Raises:
-        Damaged: one of them differs.
+        DamagedCheckpoint: one of them differs.
     """
-    if meta.keys() == {"checksum", "tree"}:  # of version 0.1.0, which had no digests
+    if meta.keys() == {"checksum", "tree"}:  # version 0.1.0 had no digests
         return
     covered = {name: value for name, value in meta.items() if name != "digest"}
     if meta["digest"] != digests.of_json(covered):
@@ -325,7 +325,7 @@ def encode_position(position: Any) -> dict[str, Any]:
 
 
 def decode_position(stored: dict[str, Any]) -> Any:
-    """Decodes what `encode_position` returns."""
+    """Inverts `encode_position`."""
     if "base64" in stored:
         return base64.b64decode(stored["base64"])
     return stored["json"]
@@ -342,7 +342,7 @@ def _damage() -> Iterator[None]:
 
 
 def _reason(error: BaseException) -> str:
-    """Returns the first line of an error, shortened."""
+    """Returns the first line of an error message, shortened."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error).strip().split("\n")[0] or type(error).__name__

@@ -13,26 +13,28 @@ class TrainConfig:
         steps: length of the run.
         batch_size: examples per step, over all devices.
         accumulate: microbatches per step.
-        ema_decay: greatest decay of the parameter average.
-        log_every: steps per record in metrics.jsonl.
+        ema_decay: largest decay of the parameter average.
+        log_every: steps per line of metrics.jsonl.
         eval_every: interval of validation; also after the last step.
         eval_batches: batches per validation.
         sample_every: interval of sample grids; also after the last step.
         num_samples: images per grid.
         save_every: interval of checkpoints; also after the last step.
-        save_minutes: a checkpoint also whenever so many minutes have passed since the last one.
-        keep: newest checkpoints that are kept.
-        keep_every: checkpoints at multiples of so many steps are kept for good.
-        single_replica_restore: of several replicas (mesh axis data, such as slices) one reads a
-            checkpoint, and the others receive it from its devices.
-        stall_minutes: without a step for so long, the process writes the stacks of its threads and
-            exits with a status after which its launcher starts it again.
-        seed: of parameters and of all randomness in steps.
-        max_bad_steps: steps in a row without finite gradients after which the run stops.
+        save_minutes: minutes after which another checkpoint is written too; 0 = never.
+        keep: number of newest checkpoints that are kept.
+        keep_every: checkpoints at multiples of this step are never deleted.
+        single_replica_restore: True reads a checkpoint by one of several replicas (mesh axis data,
+            such as slices), which sends it to the devices of the others.
+        stall_minutes: minutes without a step after which the process writes the stacks of its
+            threads and exits with a status for which its launcher restarts it.
+        seed: seed of the parameters and of all randomness in steps.
+        max_bad_steps: consecutive steps with gradients that are not finite after which the run
+            stops.
         profile_start: first step of a profile.
-        profile_steps: length of a profile.
-        wandb: PROJECT or ENTITY/PROJECT of Weights & Biases that gets the metrics too; "" = none.
-        check_memory: reject a run that cannot fit before it starts.
+        profile_steps: number of steps in a profile.
+        wandb: PROJECT or ENTITY/PROJECT of Weights & Biases to which metrics are sent too; "" =
+            none.
+        check_memory: True rejects a run that cannot fit into memory before it starts.
     """
 
     steps: int

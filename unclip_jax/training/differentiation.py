@@ -12,7 +12,7 @@ from unclip_jax.training.step import Gradient, Loss, gradients
 
 
 class Differentiation(NamedTuple):
-    """The loss that `make_train_step` differentiates, the way to do so, and its microbatches."""
+    """The loss and gradient that `make_train_step` uses, and the number of microbatches."""
 
     loss: Loss
     gradient: Gradient
@@ -23,8 +23,8 @@ def check_split(stage: Stage, *, accumulate: int, optim: OptimConfig) -> None:
     """Checks that a batch may be processed in parts.
 
     Raises:
-        UserError: a loss of the whole batch without embeddings to share, or whose replicas already
-            are the parts.
+        UserError: the loss is one of the whole batch without embeddings to share, or its replicas
+            already are the parts.
     """
     if accumulate == 1 or stage.splittable:
         return
@@ -45,14 +45,14 @@ def choose(
     """Selects the gradient of a run by its settings.
 
     Args:
-        stage: its loss.
-        optim: SAM's settings.
+        stage: the stage with the loss.
+        optim: settings of SAM.
         mesh: the devices of the run.
         accumulate: microbatches per step.
-        shardings: of the parameters; None = XLA's choice.
+        shardings: shardings of the parameters; None = XLA's choice.
 
     Raises:
-        UserError: as `check_split`; replicas for a stage whose loss has no form for them.
+        UserError: see `check_split`; or the stage's loss does not support replicas.
     """
     check_split(stage, accumulate=accumulate, optim=optim)
     if optim.sam and optim.sam_batch:

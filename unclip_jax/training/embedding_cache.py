@@ -1,13 +1,13 @@
-"""Exact gradients of a loss of the whole batch, a part of the batch at a time.
+"""Exact gradients of a loss of the whole batch, computed part by part.
 
-    1  embed part by part                         the embeddings are small and stay
+    1  embed part by part                         the embeddings are small and are stored
     2  dL/dF, F the embeddings of the batch       the loss sees all pairs
     3  part by part: dL/dw = sum of (dF/dw)^T dL/dF, with the embeddings computed again
 
-The memory of activations is that of one part; the price is one more forward pass (GradCache, Gao et
-al., arXiv 2101.06983). With SAM per replica (`training.sam`) the parts are the replicas. Each is
-perturbed when its turn comes, so that a device holds one perturbed copy of the parameters and not
-one per replica; two more gradients of each replica pay for it.
+The memory for activations is that of one part, at the cost of one more forward pass (GradCache,
+Gao et al., arXiv 2101.06983). With SAM per replica (`training.sam`) the parts are the replicas,
+perturbed one after the other, so a device stores one perturbed copy of the parameters instead of
+one per replica, at the cost of two more gradients of each replica.
 """
 
 import functools
@@ -30,7 +30,7 @@ Embeddings = Any  # a tree whose leaves have one row per example, or are scalars
 
 
 class Slopes(NamedTuple):
-    """Derivatives of a loss by embeddings, with the values of the loss and its metrics."""
+    """Derivatives of a loss by embeddings, and the values of the loss and its metrics."""
 
     embeddings: Embeddings
     values: Float[Array, "*r"]
@@ -43,7 +43,7 @@ def accumulated(pairwise: PairwiseLoss, *, parts: int, shardings: Any = None) ->
     Args:
         pairwise: the loss.
         parts: number of microbatches.
-        shardings: of the parameters, for the sum of gradients; None = XLA's choice.
+        shardings: shardings of the parameters, for the sum of gradients; None = XLA's choice.
     """
 
     def gradient(loss: Loss, params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:
@@ -80,7 +80,7 @@ def sam_per_replica(pairwise: PairwiseLoss, rho: float, *, examples: int, mesh: 
 def _on_one_shard(
     pairwise: PairwiseLoss, rho: float, examples: int, params: Params, batch: Batch, key: Key
 ) -> tuple[Params, Metrics]:
-    """Computes the mean over all replicas of the second gradients, on one shard."""
+    """Computes the mean of the second gradients over all replicas, on one shard."""
     inputs = sam.replicas(batch, key, examples=examples)
     share = jax.vmap(pairwise.share(sam.AXES), axis_name=sam.REPLICA)
 
@@ -106,7 +106,7 @@ def _on_one_shard(
 
 
 def _slopes(loss: Callable[[Embeddings], Any], embeddings: Embeddings) -> Slopes:
-    """Differentiates (sum of the values, (values, metrics)) by the embeddings."""
+    """Differentiates (sum of the values, (values, metrics)) with respect to the embeddings."""
     slopes, (values, metrics) = jax.grad(loss, has_aux=True)(embeddings)
     return Slopes(slopes, values, metrics)
 
@@ -114,7 +114,7 @@ def _slopes(loss: Callable[[Embeddings], Any], embeddings: Embeddings) -> Slopes
 def _pulled_back(
     pairwise: PairwiseLoss, params: Params, part: Batch, key: Key, slope: Embeddings
 ) -> Params:
-    """Computes the gradient by the parameters of one part, from that by its embeddings."""
+    """Computes the gradient of the parameters for one part from that of its embeddings."""
     _, pull_back = jax.vjp(lambda p: pairwise.embed(p, part, key), params)
     return pull_back(slope)[0]
 
@@ -122,7 +122,7 @@ def _pulled_back(
 def _summed(
     gradient: Callable[..., Params], inputs: tuple[Any, ...], *, like: Params, shardings: Any = None
 ) -> Params:
-    """Adds the gradients of all parts, one at a time in a scan."""
+    """Adds up the gradients of all parts, one at a time in a scan."""
 
     def placed(tree: Params) -> Params:
         return tree if shardings is None else jax.lax.with_sharding_constraint(tree, shardings)

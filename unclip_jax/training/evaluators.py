@@ -31,8 +31,8 @@ Labels = Callable[[HostBatch], Sequence[str]]
 class PeriodicEval:
     """Averages the stage's metrics over the first batches of the held-out data.
 
-    Batches and keys are the same every time, so that two values differ by the parameters alone.
-    Batches smaller than the first are left out; all processes must have the same number.
+    Batches and keys are the same every time, so that differences are due to the parameters alone.
+    Batches smaller than the first are skipped; all processes must have the same number of batches.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class PeriodicEval:
     ):
         """Evaluates `count` batches of `data()` and passes the means to `report(step, numbers)`.
 
-        `teacher` holds the parameters of the stage's teacher on the devices, if it has one.
+        `teacher` contains the parameters of the stage's teacher on the devices, if it has one.
         """
         self._spec, self._data, self._count, self._mesh = stage.batch_spec, data, count, mesh
         self._report = report
@@ -68,7 +68,7 @@ class PeriodicEval:
         """Evaluates the averaged parameters.
 
         Raises:
-            UserError: the held-out data hold no batch that fits the mesh.
+            UserError: the held-out data have no batch that fits the mesh.
         """
         numbers = fetch_all(self._results(moment.state.ema_params))
         if not numbers:
@@ -109,7 +109,7 @@ class SamplePreview:
     ):
         """Previews the first `count` held-out examples.
 
-        `labels` returns the label of each, from a batch with all fields of the data.
+        `labels` returns the label of each example, from a batch with all fields of the data.
         """
         preview = stage.preview
         if preview is None:
@@ -151,12 +151,16 @@ class SamplePreview:
             self._folder.mkdir(parents=True, exist_ok=True)
             labelled_grid(images, labels=labels).save(path)
         except OSError as error:
-            raise UserError(f"cannot write the sample grid {path}: {error.strerror}.") from error
+            raise UserError(
+                f"cannot write the sample grid {path}: {error.strerror}; free space or repair the "
+                "folder, then run the same command again."
+            ) from error
 
     def _first_examples(self) -> HostBatch:
-        """Returns this process's share of `count` examples, or of as many as there are.
+        """Returns this process's share of `count` examples, or of all if there are fewer.
 
-        Their number is rounded to the batch shards of the mesh: up, or down if there are too few.
+        The number is rounded to a multiple of the mesh's batch shards: up, or down if there are too
+        few examples.
         """
         shards = batch_shards(self._mesh)
         unit = shards // jax.process_count()

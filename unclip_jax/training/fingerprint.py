@@ -1,4 +1,4 @@
-"""The identity of the run in a workdir, and checksums of stored states."""
+"""The identity of the run in a workdir, and checksums of saved states."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from unclip_jax.core.trees import flatten_paths, json_differences
 from unclip_jax.parallel.place import fetch_all
 
 FILE = "fingerprint.json"
-_INPUTS = {  # digests that an identity states, in words
+_INPUTS = {  # digest in an identity -> its description
     "data": "the digest of the training records",
     "tokenizer": "the hash of the tokenizer",
     "embeddings": "the CLIP that computed the embeddings",
@@ -32,23 +32,23 @@ def claim(
     *,
     earlier: Mapping[str, Any] | None = None,
 ) -> bool:
-    """Reserves `workdir` for the run with this identity, or rejects.
+    """Reserves `workdir` for the run with this identity.
 
-    The first call writes `fingerprint.json` (process 0 alone); later ones compare with it.
+    The first call writes `fingerprint.json` (in process 0); later calls compare with it.
 
     Args:
         workdir: created if absent.
-        identity: JSON-ready, readable facts that make two runs the same run; below "inputs", the
-            digests of what the run reads.
-        earlier: the identity as versions wrote it that knew inputs by their paths; compared with
-            files of those versions, which are then written anew.
+        identity: JSON-ready, readable facts that are equal in continuations of one run; below
+            "inputs", the digests of what the run reads.
+        earlier: the identity in the form of versions that identified inputs by their paths;
+            compared with files of those versions, which are then rewritten.
 
     Returns:
-        True if nothing had reserved the folder.
+        True if the folder was not reserved before.
 
     Raises:
-        UserError: the folder belongs to another experiment (naming the first key that differs),
-            cannot be written, or holds checkpoints but no readable fingerprint.
+        UserError: the folder belongs to another experiment (names the first key that differs),
+            cannot be written, or contains checkpoints but no readable fingerprint.
     """
     path = workdir / FILE
     first = not path.exists()
@@ -98,10 +98,10 @@ def describe_tree(tree: Any) -> dict[str, str]:
 def checksum(tree: Any) -> int:
     """Computes a 32-bit checksum of all leaves, independent of their sharding.
 
-    Bits are read as words, multiplied by an odd number made of their position and added modulo
-    2^32. Addition commutes, so the order of devices does not matter; an odd factor is invertible,
-    so every change of a single word changes the sum. One program per leaf: XLA takes half a minute
-    to compile one for all leaves of a U-Net.
+    Bits are read as words, multiplied by an odd number derived from their position and added modulo
+    2^32. Addition commutes, so the order of devices does not matter. An odd factor is invertible,
+    so every change of a single word changes the sum. Each leaf is a program of its own, because XLA
+    takes half a minute to compile one program for all leaves of a U-Net.
     """
     sums = fetch_all(_weighted_sum(leaf) for leaf in jax.tree.leaves(tree))
     return sum((2 * index + 1) * int(value) for index, value in enumerate(sums)) % 2**32
@@ -109,7 +109,7 @@ def checksum(tree: Any) -> int:
 
 @jax.jit
 def _weighted_sum(x: Array) -> UInt32[Array, ""]:
-    """Sums words of `x` times 2 * position + 1; indexed by axis so that sharding is preserved."""
+    """Sums the words of `x` times 2 * position + 1; indexing by axis preserves the sharding."""
     words = _words(x)
     position = jnp.zeros(words.shape, jnp.uint32)
     for axis in range(words.ndim):
@@ -127,7 +127,7 @@ def _words(x: Array) -> Array:
 
 
 def _read(workdir: pathlib.Path, text: str) -> dict[str, Any]:
-    """Returns the identity that a fingerprint file states."""
+    """Returns the identity in a fingerprint file."""
     try:
         stored = json.loads(text)["identity"]
         stored.get("model", {}).pop("sampling", None)  # written by earlier versions
@@ -152,7 +152,7 @@ def _compare(workdir: pathlib.Path, stored: Mapping[str, Any], identity: Mapping
             before, now = map(_short, digests)
             raise UserError(
                 f"{workdir} belongs to a run on other inputs: {what} is {before} there, "
-                f"{now} now. Give the inputs of that run, wherever they lie now, or "
+                f"{now} now. Give the inputs of that run, wherever they are now, or "
                 "choose another --workdir."
             )
     raise UserError(
@@ -162,7 +162,7 @@ def _compare(workdir: pathlib.Path, stored: Mapping[str, Any], identity: Mapping
 
 
 def _short(digests: str) -> str:
-    """Shortens every digest of a text, such as those of a mixture: "abc... + def..."."""
+    """Shortens all digests in a text, such as those of a mixture: "abc... + def..."."""
     return " ".join(word[:12] for word in digests.split())
 
 

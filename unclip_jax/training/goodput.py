@@ -1,8 +1,8 @@
-"""Goodput: the time of a run by use, in every session.
+"""Goodput: how the time of a run was used, in every session.
 
-`goodput.json` in the workdir has one entry per session: seconds in total and of starting,
-compiling, waiting for data, saving, evaluating and of steps taken again because a session before
-was killed after its last checkpoint; the rest is training. It is written by process 0 with every
+`goodput.json` in the workdir has one entry per session: seconds in total and for starting,
+compiling, waiting for data, saving, evaluating, and repeating steps because the previous session
+was killed after its last checkpoint; the rest is training. Process 0 writes it with every
 checkpoint and at the end.
 """
 
@@ -27,10 +27,10 @@ PARTS = ("start", "compile", "data", "save", "evaluate", "repeated")
 
 
 class Goodput:
-    """A step hook that accounts for the seconds of a session."""
+    """A step hook that attributes the seconds of a session to their uses."""
 
     def __init__(self, workdir: pathlib.Path, *, start: int):
-        """Begins a session at step `start`; time since the process started is its `start`."""
+        """Begins a session at step `start`; the time since the process started is its `start`."""
         self._path = workdir / FILE
         self._sessions = _read(self._path)
         self._begin = psutil.Process().create_time()
@@ -38,10 +38,10 @@ class Goodput:
         self._seconds["start"] = time.time() - self._begin
         self._first, self._step = start, start
         self._ahead = max((session["last_step"] for session in self._sessions), default=start)
-        self._since = time.perf_counter()  # of the step that is not done yet
+        self._since = time.perf_counter()  # start of the current step
 
     def __call__(self, done: StepDone) -> None:
-        """Accounts for a step."""
+        """Attributes the time of a step."""
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
         wait = min(done.metrics.get("data_seconds", 0.0), seconds)
@@ -55,7 +55,7 @@ class Goodput:
 
     @contextlib.contextmanager
     def account(self, part: str) -> Iterator[None]:
-        """Accounts for what happens between two steps, as `part` of `PARTS`."""
+        """Attributes the time of a block between two steps to `part`, one of `PARTS`."""
         begin = time.perf_counter()
         try:
             yield
@@ -65,7 +65,7 @@ class Goodput:
             self._since += seconds
 
     def accounted(self, part: str, hook: StateHook) -> StateHook:
-        """Returns `hook` with its time accounted for."""
+        """Returns `hook` with its time attributed to `part`."""
 
         def call(moment: LoopState) -> None:
             with self.account(part):
@@ -80,7 +80,7 @@ class Goodput:
             write_atomically(self._path, text + "\n")
 
     def close(self) -> None:
-        """Writes the file and logs the shares of this session."""
+        """Writes the file, and logs how this session used its time."""
         self.write()
         session = self._session()
         total = session["seconds"]["total"]
@@ -96,7 +96,7 @@ class Goodput:
 
 
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the sessions on file; [] if there is none, or one that cannot be read."""
+    """Returns the sessions in the file; [] if it is missing or cannot be read."""
     try:
         sessions = json.loads(path.read_text())
         return [s for s in sessions if isinstance(s, dict) and isinstance(s.get("last_step"), int)]

@@ -1,8 +1,8 @@
-"""Hooks: callables for logging, evaluation and checkpoints beside the step.
+"""Hooks: callables for logging, evaluation and checkpoints outside the step.
 
-*Step hooks* receive every step's metrics as plain numbers, one step late, so that the device never
-waits. *State hooks* receive the state at an interval; the loop finishes all earlier step hooks
-before them.
+*Step hooks* receive the metrics of every step as plain numbers, one step late, so that the device
+never waits. *State hooks* receive the state at an interval; the loop runs all step hooks of earlier
+steps before them.
 """
 
 import dataclasses
@@ -36,9 +36,9 @@ class StepDone(NamedTuple):
     """A finished step.
 
     Attributes:
-        step: number of steps taken, this one included.
-        metrics: of this step, as plain numbers.
-        batch: this process's part of the batch it consumed.
+        step: number of steps taken, including this one.
+        metrics: metrics of this step, as plain numbers.
+        batch: this process's part of the step's batch.
     """
 
     step: int
@@ -51,8 +51,8 @@ class LoopState(NamedTuple):
 
     Attributes:
         step: number of steps taken.
-        state: after these steps; donated to the next step, so hooks must not hold on to it.
-        position: of the data after these steps.
+        state: state after these steps; it is donated to the next step, so hooks must not keep it.
+        position: data position after these steps.
     """
 
     step: int
@@ -76,31 +76,31 @@ class Every:
         return self.steps > 0 and (last or step % self.steps == 0)
 
 
-SAVE = 1  # what a process asks of all: less than any signal to stop
+SAVE = 1  # a request to all processes; smaller than any signal number
 
 
 class SaveClock:
-    """Asks for a checkpoint when some minutes have passed, on process 0 alone."""
+    """Requests a checkpoint when some minutes have passed; only on process 0."""
 
     def __init__(self, minutes: float, *, now: Callable[[], float] = time.monotonic):
-        """Starts the clock; 0 `minutes` = it never asks."""
+        """Starts the clock; with 0 `minutes` it never requests one."""
         self._seconds = 60 * minutes if jax.process_index() == 0 else 0.0
         self._now, self._last = now, now()
 
     def request(self) -> int | None:
-        """Returns `SAVE` once when the time has come, and begins to count anew."""
+        """Returns `SAVE` once the time has passed and restarts the clock; else None."""
         if not self._seconds or self._now() - self._last < self._seconds:
             return None
         self.note_saved()
         return SAVE
 
     def note_saved(self) -> None:
-        """Counts from now."""
+        """Restarts the clock."""
         self._last = self._now()
 
 
 class ProgressBar:
-    """A tqdm bar with steps/s, ETA, examples/s and the running loss; process 0 alone."""
+    """A tqdm bar with steps/s, ETA, examples/s and the running loss; only on process 0."""
 
     def __init__(self, *, name: str, steps: int, start: int, batch_size: int):
         """Opens the bar at `start` of `steps`."""
@@ -118,7 +118,7 @@ class ProgressBar:
         )
 
     def __call__(self, done: StepDone) -> None:
-        """Advances to this step."""
+        """Advances the bar to this step."""
         loss = done.metrics["loss"]
         if math.isfinite(loss):
             self._loss = loss if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * loss
@@ -131,7 +131,7 @@ class ProgressBar:
         self._bar.update(done.step - self._bar.n)
 
     def note(self, values: Numbers) -> None:
-        """Adds numbers to the bar."""
+        """Shows numbers beside the bar."""
         self._notes.update({name: f"{value:.4g}" for name, value in values.items()})
 
     def close(self) -> None:
@@ -140,10 +140,10 @@ class ProgressBar:
 
 
 class MetricsWriter:
-    """Writes `metrics.jsonl` and TensorBoard events in the workdir, on process 0.
+    """Writes `metrics.jsonl` and TensorBoard events in the workdir; only on process 0.
 
-    A step hook that writes the mean of each metric over `every` steps; `write` takes other numbers.
-    Records of steps after `start`, which a killed run may have left, are dropped.
+    As a step hook it writes the mean of each metric over `every` steps; `write` accepts other
+    numbers. Lines for steps after `start`, which a killed run may have left, are removed.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class MetricsWriter:
         batch_size: int,
         copy: Callable[[int, Numbers], None] = lambda step, values: None,
     ):
-        """Continues the files of `workdir` after step `start`; `copy` gets every record too."""
+        """Continues the files of `workdir` after step `start`; passes all numbers to `copy` too."""
         self._copy = copy
         self._every = every
         self._batch_size = batch_size
@@ -191,7 +191,7 @@ class MetricsWriter:
         self._window, self._since, self._timed = [], now, 0
 
     def write(self, step: int, values: Numbers) -> None:
-        """Writes one record; a number that is not finite becomes null in JSON."""
+        """Writes one line; numbers that are not finite become null in JSON."""
         if not self._open:
             return
         record = {k: float(v) if math.isfinite(v) else None for k, v in values.items()}
@@ -209,14 +209,14 @@ class MetricsWriter:
 
 
 class NaNGuard:
-    """Saves batches whose loss or gradients were not finite, and stops the run if there are many.
+    """Saves batches whose loss or gradients were not finite, and stops a run with many of them.
 
-    The first batch of every sequence of skipped steps is saved; after `most` in a row the run
-    stops. A skipped step changes no parameters.
+    The first batch of every sequence of skipped steps is saved; after `most` consecutive ones the
+    run stops. Skipped steps change no parameters.
     """
 
     def __init__(self, workdir: pathlib.Path, *, most: int):
-        """Saves batches in `workdir`; stops after `most` skipped steps in a row."""
+        """Saves batches in `workdir`; stops after `most` consecutive skipped steps."""
         self._workdir = workdir
         self._most = most
         self._saved: pathlib.Path | None = None
@@ -225,7 +225,7 @@ class NaNGuard:
         """Checks one step.
 
         Raises:
-            UserError: too many skipped steps in a row, with the saved batch.
+            UserError: there are too many consecutive skipped steps; names the saved batch.
         """
         bad = int(done.metrics["bad_steps"])
         if bad == 0:
@@ -251,13 +251,13 @@ class NaNGuard:
 class Profiler:
     """Records a JAX profile of `steps` steps from step `start` on, for TensorBoard.
 
-    SIGUSR1 to this process records the next `steps` steps too, or `ON_SIGNAL` if that is 0.
+    On SIGUSR1 the process records the next `steps` steps, or `ON_SIGNAL` steps if that is 0.
     """
 
     ON_SIGNAL = 5
 
     def __init__(self, workdir: pathlib.Path, *, start: int, steps: int):
-        """Writes to `workdir/profile`; steps = 0 records nothing without the signal."""
+        """Writes to `workdir/profile`; with steps = 0 it records only after the signal."""
         self._folder = str(workdir / "profile")
         self._window, self._steps = (start, start + steps), steps or self.ON_SIGNAL
         self._running, self._requested = False, False
@@ -282,7 +282,7 @@ class Profiler:
             self._stop()
 
     def close(self) -> None:
-        """Stops the recording, if one is running, and gives the signal back."""
+        """Stops a recording in progress, and restores the signal's handler."""
         self._stop()
         if self._before is not None:
             signal.signal(signal.SIGUSR1, self._before)
@@ -295,13 +295,13 @@ class Profiler:
 
 
 def _mean(values: Iterator[float]) -> float:
-    """Computes the mean of finite values; NaN if there is none."""
+    """Computes the mean of the finite values; NaN if there are none."""
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan
 
 
 def _forget_after(path: pathlib.Path, step: int) -> None:
-    """Drops records of later steps and an incomplete last line, atomically."""
+    """Removes lines of later steps and an incomplete last line, atomically."""
     if not path.exists():
         return
     lines = []

@@ -1,8 +1,8 @@
-"""Times of all processes, so that a host that keeps the others waiting is named.
+"""Times of all processes, to name a host that delays the others.
 
-A step takes equally long on all processes: they wait for each other on their devices. What differs
-is how long each one waits for its data, and how long it waits for its devices. A process that waits
-for neither is working on its host, and the longest such time is the delay of all.
+A step takes equally long on all processes, because they wait for each other on their devices. They
+differ in how long each waits for its data and for its devices. A process that waits for neither is
+working on its host, and the longest such time delays all.
 """
 
 import json
@@ -21,8 +21,8 @@ from unclip_jax.parallel.multihost import gather
 log = logging.getLogger(__name__)
 
 FILE = "host_times.json"
-_SHARE = 0.1  # of a step that a process may spend
-_RATIO = 2.0  # to the median of all processes, above which a process is named
+_SHARE = 0.1  # share of a step beyond which a process is named, ...
+_RATIO = 2.0  # ... if it is also beyond this ratio to the median of all processes
 _SPENT = {
     "data_seconds": "waits {:.3g} of {:.3g} s per step for its data (the median process: {:.3g} "
     "s); look at that host, or raise config.data.workers",
@@ -35,9 +35,9 @@ class StepTimes(NamedTuple):
     """Mean times per step of one process over a window of steps, in seconds.
 
     Attributes:
-        step_seconds: from step to step; 0 = unknown.
-        data_seconds: of these, in which it waited for its data.
-        device_seconds: of these, in which it waited for its devices, and so for other processes.
+        step_seconds: duration of a step; 0 = unknown.
+        data_seconds: part of it spent waiting for data.
+        device_seconds: part of it spent waiting for devices, and thus for other processes.
     """
 
     step_seconds: float
@@ -46,18 +46,18 @@ class StepTimes(NamedTuple):
 
     @property
     def host_seconds(self) -> float:
-        """The rest: work in Python and waiting for a processor."""
+        """Remaining time: work in Python and waiting for a processor."""
         return max(self.step_seconds - self.data_seconds - self.device_seconds, 0.0)
 
 
 class HostTimes:
     """Compares the times of processes, and writes them to a file.
 
-    A host that keeps the others waiting is logged by name once, until another one does.
+    The name of a host that delays the others is logged once, until another one does.
     """
 
     def __init__(self, folder: pathlib.Path, *, exchange: Callable[[Any], list[Any]] = gather):
-        """Takes the workdir, and a function that returns the values of all processes in order."""
+        """Stores the workdir, and a function that returns the values of all processes in order."""
         self._path, self._exchange = folder / FILE, exchange
         self._named = dict.fromkeys(_SPENT, "")
 
@@ -65,7 +65,7 @@ class HostTimes:
         """Exchanges the times of a window of steps; all processes call it.
 
         Returns:
-            The longest times as `data_seconds_max` and `host_seconds_max`; nothing of one process.
+            The longest times as `data_seconds_max` and `host_seconds_max`; {} with one process.
 
         Raises:
             OSError: the file cannot be written.
@@ -84,7 +84,7 @@ class HostTimes:
         return longest
 
     def _write(self, step: int, hosts: list[str], times: list[StepTimes]) -> None:
-        """Replaces the file by the times of this window."""
+        """Replaces the content of the file by the times of this window."""
         rows = [
             {"process": index, "host": host, **each._asdict(), "host_seconds": each.host_seconds}
             for index, (host, each) in enumerate(zip(hosts, times, strict=True))
@@ -95,7 +95,7 @@ class HostTimes:
     def _name_slowest(
         self, name: str, hosts: list[str], spent: list[float], step_seconds: float
     ) -> None:
-        """Logs the process that spends the longest time, if the others wait for it."""
+        """Logs the process that takes longest, if the others wait for it."""
         longest, median = max(spent), statistics.median(spent)
         index = spent.index(longest)
         process = f"process {index} on {hosts[index]}"

@@ -1,7 +1,8 @@
 """The training loop: dispatch a step, fetch the next batch, report the previous step.
 
-It knows a stage only as functions; all else is a hook. A run is a function of (stage, configs,
-data, seed): interrupted and continued, it ends bit for bit the same.
+The loop depends on a stage only through its functions; everything else is a hook. A run is a
+function of (stage, configs, data, seed): if it is interrupted and continued, the result is the same
+bit for bit.
 """
 
 import contextlib
@@ -76,28 +77,28 @@ def train(
 
     Args:
         stage: the stage to train.
-        config: lengths, intervals, sizes.
-        optim: the optimiser.
-        mesh: devices along each mesh axis.
+        config: lengths, intervals and sizes.
+        optim: settings of the optimiser.
+        mesh: number of devices along each mesh axis.
         rules: sharding table, "dp", "fsdp" or "fsdp_tp".
         train_data: endless host batches (this process's part) with a position.
-        eval_data: starts a pass over held-out batches, the same every time; None = no evaluation.
-        workdir: folder of checkpoints, metrics and images, or where they lie.
-        identity: JSON-ready facts that make two runs the same run; see `fingerprint.claim`.
-        earlier: the identity as an earlier version wrote it; likewise.
-        devices: to train on; None = all.
-        initial: returns the parameters of a fresh run instead of `stage.init`; not boxed.
-        fitted: returns the groups of parameters that a fresh run fits to the data; not called with
+        eval_data: starts a pass over the same held-out batches; None = no evaluation.
+        workdir: folder of checkpoints, metrics and images, or the places of these.
+        identity: JSON-ready facts that identify the run; see `fingerprint.claim`.
+        earlier: the identity in the form of earlier versions; see `fingerprint.claim`.
+        devices: devices to train on; None = all.
+        initial: returns the initial parameters (not boxed) instead of `stage.init`.
+        fitted: returns the groups of parameters that a new run fits to the data; not called with
             `initial`, which includes them.
-        teacher: returns the parameters of the stage's teacher, if it has one; not boxed.
-        labels: returns captions of the sample grid for a held-out batch.
+        teacher: returns the parameters (not boxed) of the stage's teacher, if it has one.
+        labels: returns the captions of the sample grid for a held-out batch.
 
     Returns:
-        The state after the last step; complete checkpoints of it are in the workdir.
+        The state after the last step, of which the workdir has a complete checkpoint.
 
     Raises:
-        UserError: any mistake of the user, before the first step where possible.
-        Interrupted: after SIGTERM or ctrl-C, with the state saved; the same call continues.
+        UserError: for all mistakes of the user, before the first step if possible.
+        Interrupted: after SIGTERM or ctrl-C, when the state is saved; the same call continues.
     """
     program = prepare(stage, config, optim, mesh=make_mesh(mesh, devices=devices), rules=rules)
     _announce(stage, program, config, optim)
@@ -108,7 +109,7 @@ def train(
         try:
             state = _start(program, checkpoints, train_data, key, initial, fitted)
         except UserError:
-            if first:  # nothing was trained, so the folder is free for mended data or settings
+            if first:  # nothing was trained, so other data or settings may use it
                 fingerprint.release(run_dir.folder)
             raise
         start = int(jax.device_get(state.step))
@@ -134,7 +135,7 @@ def check_fit(
     `train` also checks the memory for activations.
 
     Raises:
-        UserError: mesh, rules or batch that do not match, or a state too large for the memory.
+        UserError: mesh, rules or batch size do not match, or the state exceeds the memory.
     """
     program = prepare(stage, config, optim, mesh=make_mesh(mesh), rules=rules)
     if config.check_memory:
@@ -157,7 +158,7 @@ def newest(
     """Restores the newest checkpoint in `workdir`, without training.
 
     Raises:
-        UserError: no checkpoint, or one of another experiment.
+        UserError: there is no checkpoint, or it belongs to another experiment.
     """
     run_dir = as_workdir(workdir)
     folder = run_dir.folder
@@ -197,7 +198,7 @@ class _Run(NamedTuple):
 
 
 class _Hooks(NamedTuple):
-    """The hooks of a run: of steps, of states, and that which saves, with its clock."""
+    """The hooks of a run: for steps, for states, and the one that saves, with its clock."""
 
     steps: list[StepHook]
     states: list[Every]
@@ -211,8 +212,8 @@ def prepare(
     """Prepares the program of a run.
 
     Raises:
-        UserError: a batch that the mesh does not divide, replicas that cannot be restored as
-            `config` asks, or as `make_train_program`.
+        UserError: the mesh does not divide the batch, or replicas cannot be restored as `config`
+            requests; see also `make_train_program`.
     """
     sizes = {"batch_size": config.batch_size, "accumulate": config.accumulate}
     check_batch(mesh, **sizes)
@@ -231,7 +232,7 @@ def prepare(
 
 
 def _announce(stage: Stage, program: TrainProgram, config: TrainConfig, optim: OptimConfig) -> None:
-    """Logs memory and replicated bytes, or rejects a run that does not fit."""
+    """Logs the memory and replicated bytes of a run, or rejects one that does not fit."""
     sizes = {"batch_size": config.batch_size, "accumulate": config.accumulate}
     line = memory.check(
         stage,
@@ -264,7 +265,7 @@ def _start(
         return restored.state
     if initial is not None:
         return program.create_from(initial())
-    groups = None if fitted is None else fitted()  # before the state takes memory
+    groups = None if fitted is None else fitted()  # before the state is allocated
     state = program.create(rng.fold(key, "init"))
     return state if groups is None else program.with_fitted(state, groups)
 
@@ -351,7 +352,7 @@ def _iterate(
         _report(before, hooks.steps)  # waits for the step before this one
         request = consensus(interrupts.number or hooks.clock.request())
         signal = None if request == SAVE else request
-        hurried = signal is not None and not last  # a preempted run has no time for samples
+        hurried = signal is not None and not last  # no time for samples after preemption
         due = [e.hook for e in hooks.states if not hurried and e.due(step, last=last)]
         if request == SAVE and hooks.save not in due:
             due.insert(0, hooks.save)
@@ -385,7 +386,8 @@ def _next(
 ) -> PrefetchedBatch:
     """Fetches the next batch; if that fails, saves a checkpoint before raising the error.
 
-    With several processes nothing is saved: one cannot save alone, nor know that others fail.
+    With several processes nothing is saved, because one cannot save alone and does not know whether
+    the others fail.
     """
     try:
         return prefetcher.next()

@@ -1,16 +1,16 @@
 """The memory estimate of a training step, from shapes alone, before anything is allocated.
 
-A device holds while a step runs, by `jax.eval_shape`:
+During a step a device stores, according to `jax.eval_shape`:
 
     state       parameters + average + optimiser, each as sharded
     gradients   as large as the parameters, float32, sharded like them; for SAM per replica also
                 whole parameters and gradients of each replica on the device
     activations residuals of the backward pass for one microbatch, counted by tracing the loss
 
-The last is an estimate: XLA may store less (it fuses and recomputes) or need scratch space besides.
-It was 0.8 to 1.0 times XLA's own figure on the CPU for transformers and the decoder, and 1.4 times
-for a purely convolutional network; a run is rejected only if 0.7 of it would not fit either.
-Simulated devices of one CPU share its memory, so there the sum over devices counts.
+Activations are an estimate: XLA may store less (it fuses and recomputes) or need additional scratch
+space. The estimate was 0.8 to 1.0 times XLA's own figure on the CPU for transformers and the
+decoder, and 1.4 times for a purely convolutional network; a run is rejected only if 0.7 of it would
+not fit either. Simulated devices of one CPU share its memory, so there the sum over devices counts.
 """
 
 import math
@@ -30,16 +30,16 @@ from unclip_jax.parallel import mesh as meshes
 from unclip_jax.parallel.place import bytes_per_device, size_text
 from unclip_jax.training.state import TrainState
 
-SURE = 0.7  # share of the counted activations that XLA needs in any case
+SURE = 0.7  # share of the estimated activations that XLA certainly needs
 
 
 class Needs(NamedTuple):
-    """Bytes needed of one memory (a device's, or a CPU's for all its simulated devices).
+    """Bytes needed in one memory (a device's, or a CPU's for all its simulated devices).
 
     Attributes:
         state: parameters, average, optimiser, and the parameters of a teacher.
-        gradients: of the parameters.
-        activations: estimate for one microbatch.
+        gradients: gradients of the parameters.
+        activations: estimated activations of one microbatch.
     """
 
     state: int
@@ -48,12 +48,12 @@ class Needs(NamedTuple):
 
     @property
     def total(self) -> int:
-        """The sum of all three."""
+        """Sum of all three."""
         return self.state + self.gradients + self.activations
 
     @property
     def least(self) -> int:
-        """The least that XLA can need."""
+        """Smallest amount that XLA can need."""
         return self.state + self.gradients + math.ceil(SURE * self.activations)
 
 
@@ -71,14 +71,14 @@ def check(
     """Checks that a run fits the memory of its devices.
 
     Args:
-        stage: its loss is traced.
+        stage: the stage whose loss is traced.
         abstract: the state as ShapeDtypeStructs with shardings.
         mesh: the devices.
-        batch_size: of a whole step, over all devices; 0 = leave activations out.
+        batch_size: examples per step, over all devices; 0 = ignore activations.
         accumulate: microbatches per step.
         copies: additional parameter sets on every device (`sam.copies`).
         enforce: False = report only.
-        teacher: () or the parameters of the stage's teacher, likewise.
+        teacher: () or the parameters of the stage's teacher, as ShapeDtypeStructs with shardings.
 
     Returns:
         A line for the log: parameters, devices, memory needed and available.
@@ -89,7 +89,7 @@ def check(
     free = available(mesh)
     state, gradients = _resident(abstract, mesh, copies)
     needs = Needs(state + bytes_per_device(teacher) * _sharers(mesh), gradients, 0)
-    if batch_size and (needs.least <= free or not enforce):  # else tracing would be useless
+    if batch_size and (needs.least <= free or not enforce):  # otherwise tracing is unnecessary
         residuals = activations(
             stage,
             abstract.params,
@@ -117,10 +117,10 @@ def available(mesh: Mesh) -> int:
 def activations(
     stage: Stage, params: Any, *, batch_size: int, mesh: Mesh, teacher: tuple[Any, ...] = ()
 ) -> int:
-    """Counts the bytes of residuals of one microbatch, in one memory.
+    """Counts the bytes of the residuals of one microbatch in one memory.
 
-    These are what `jax.vjp` of the loss holds beyond the parameters, so remat policies and compute
-    dtypes are accounted for.
+    Residuals are what `jax.vjp` of the loss stores besides the parameters, so remat policies and
+    compute dtypes are accounted for.
     """
     plain = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     batch = batches.abstract(stage.batch_spec, batch_size)
@@ -146,7 +146,7 @@ def count_text(number: int) -> str:
 
 
 def _resident(abstract: TrainState, mesh: Mesh, copies: int = 0) -> tuple[int, int]:
-    """Returns the bytes of state and gradients."""
+    """Returns the bytes of state and gradients in one memory."""
     sharers = _sharers(mesh)
     gradients = bytes_per_device(abstract.params) + 2 * copies * num_bytes(abstract.params)
     return bytes_per_device(abstract) * sharers, gradients * sharers

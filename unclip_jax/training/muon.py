@@ -4,8 +4,8 @@
     u = orthogonal(beta m + (1 - beta) g) max(1, out / in)^1/2
 
 with both terms of u corrected for their start at zero. Source: github.com/KellerJordan/Muon and
-Liu et al., arXiv 2502.16982. Computes what `optax.contrib.muon` does (tested); written here because
-the latter's unrolled Newton-Schulz iterations take XLA on the CPU twice as long to compile and run.
+Liu et al., arXiv 2502.16982. The result equals that of `optax.contrib.muon` (tested), whose
+unrolled Newton-Schulz iterations take XLA on the CPU twice as long to compile and run.
 """
 
 import math
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-# Quintic x -> a x + b x^3 + c x^5: steepest at 0, maps (0, 1] near [0.7, 1.2] after five rounds.
+# Quintic x -> a x + b x^3 + c x^5: steep at 0; five rounds map (0, 1] to about [0.7, 1.2].
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ROUNDS = 5
 TINY = 1e-8  # keeps a zero gradient finite
@@ -56,9 +56,9 @@ def scale_by_muon(stacked: Any, *, momentum: float) -> optax.GradientTransformat
 def orthogonal(x: Float[Array, " n i o"]) -> Float[Array, " n i o"]:
     """Approximates U V' for each matrix U S V' of a stack; singular values become 0.7 to 1.2.
 
-    Five Newton-Schulz rounds, with the shorter axis as rows. A round multiplies x by a polynomial
-    of the Gram matrix x x'; these commute, so all rounds run on the small Gram matrix, and x,
-    long for a convolution, is multiplied once.
+    Uses five Newton-Schulz rounds, with the shorter axis as rows. A round multiplies x by a
+    polynomial of the Gram matrix x x'. These polynomials commute, so all rounds run on the small
+    Gram matrix and x, which is long for a convolution, is multiplied only once.
     """
     a, b, c = COEFFICIENTS
     tall = x.shape[1] > x.shape[2]
@@ -77,7 +77,7 @@ def orthogonal(x: Float[Array, " n i o"]) -> Float[Array, " n i o"]:
 
 
 def _updated(x: Array, stacked: bool) -> Array:
-    """Updates a kernel as matrices: the last axis is out, all others (but the layers) are in."""
+    """Updates a kernel as matrices: its last axis is out, all others (except layers) are in."""
     count = x.shape[0] if stacked else 1
     matrices = x.reshape(count, -1, x.shape[-1])
     scale = math.sqrt(max(1.0, matrices.shape[2] / matrices.shape[1]))

@@ -1,8 +1,8 @@
-"""Optimisers: AdamW or Adafactor for everything, or Muon for matrices and AdamW for the others.
+"""Optimisers: AdamW or Adafactor for all parameters, or Muon for matrices and AdamW for the rest.
 
 The treatment of a parameter follows from its logical axis names and its path, never from its size:
 *weights* (leaves called "kernel", and tables with a "vocab" axis) decay; gains, biases, position
-tables and learned tokens do not. Muon takes the kernels.
+tables and learned tokens do not. Muon applies to the kernels.
 """
 
 import dataclasses
@@ -28,29 +28,29 @@ class OptimConfig:
     """The optimiser of one run.
 
     Attributes:
-        name: "adamw", "muon" (Muon for kernels, AdamW for the others) or "adafactor".
-        learning_rate: peak rate of AdamW.
-        warmup_steps: the rate rises linearly over this many steps.
-        schedule: after the warm-up, "constant", or "cosine" or "linear" fall.
-        decay_steps: step at which the fall ends, and the last rate begins; 0 = the end of the run.
-        final_scale: the last rate over the peak rate.
+        name: "adamw", "muon" (Muon for kernels, AdamW for the rest) or "adafactor".
+        learning_rate: peak rate of AdamW or Adafactor.
+        warmup_steps: steps over which the rate rises linearly.
+        schedule: rate after the warm-up: "constant", or a "cosine" or "linear" decay.
+        decay_steps: step at which the decay ends and the final rate begins; 0 = the end of the run.
+        final_scale: ratio of the final rate to the peak rate.
         b1: decay of AdamW's first moment.
         b2: decay of AdamW's second moment.
         eps: added to AdamW's denominator.
-        weight_decay: of weights under AdamW, times the rate.
-        clip_norm: greatest global norm of the gradients; None = do not clip.
+        weight_decay: decay of weights under AdamW, times the rate.
+        clip_norm: largest global norm of the gradients; None = no clipping.
         muon_learning_rate: peak rate of Muon (updates have spectral norm near 1 times
             max(1, out / in)^1/2).
-        muon_momentum: of Muon.
-        muon_weight_decay: of kernels under Muon, times Muon's rate.
-        muon_exclude: fragments of paths of kernels that stay with AdamW.
-        adafactor_scale: Adafactor's updates are multiplied by the size of the parameter (optax's
+        muon_momentum: momentum of Muon.
+        muon_weight_decay: decay of kernels under Muon, times Muon's rate.
+        muon_exclude: fragments of paths of kernels that use AdamW.
+        adafactor_scale: True multiplies Adafactor's updates by the size of the parameter (optax's
             default); without it zero-initialised layers learn within a short run.
-        decay_tables: weight decay of token tables too.
+        decay_tables: True applies weight decay to token tables too.
         sam: rho of sharpness-aware minimisation (`training.sam`); 0 = off.
         sam_batch: examples that share one perturbation; 0 = all of a (micro)batch.
-        sam_cached: process one of these replicas at a time (`training.embedding_cache`): a device
-            holds one perturbed copy of the parameters, for 1.8 times the computation.
+        sam_cached: True processes one of these replicas at a time (`training.embedding_cache`): a
+            device stores one perturbed copy of the parameters, for 1.8 times the computation.
     """
 
     name: str = "adamw"
@@ -110,12 +110,12 @@ def make_optimizer(config: OptimConfig, boxed: Any, *, steps: int) -> Optimizer:
     """Creates the optimiser of a run.
 
     Args:
-        config: of the optimiser.
-        boxed: parameters (or their ShapeDtypeStructs) in boxes that carry logical axis names.
+        config: settings of the optimiser.
+        boxed: parameters (or their ShapeDtypeStructs) in boxes with logical axis names.
         steps: length of the run, at whose end the schedule ends.
 
     Raises:
-        UserError: a warm-up longer than the run, or an exclusion that matches no kernel.
+        UserError: the warm-up is longer than the run, or an exclusion matches no kernel.
     """
     if config.warmup_steps > steps:
         raise UserError(
@@ -132,7 +132,7 @@ def make_optimizer(config: OptimConfig, boxed: Any, *, steps: int) -> Optimizer:
 def rate(config: OptimConfig, peak: float, *, steps: int) -> Rate:
     """Returns the learning rate by step: linear warm-up to `peak`, then the schedule of `config`.
 
-    Step k (from 0) of a warm-up of n has peak * (k + 1) / n, so that no step has rate zero.
+    Step k (from 0) of a warm-up of n steps has rate peak * (k + 1) / n, so no step has rate zero.
     """
 
     def value(step: ArrayLike) -> Float[Array, ""]:
@@ -151,15 +151,15 @@ def rate(config: OptimConfig, peak: float, *, steps: int) -> Rate:
 
 
 def decayed(boxed: Any, *, tables: bool = True) -> Any:
-    """Returns a tree that is True where weight decay applies: kernels and, optionally, tables."""
+    """Returns a tree that is True for parameters with weight decay: kernels, optionally tables."""
     return _by_path(boxed, lambda path, names: _is_kernel(path) or (tables and "vocab" in names))
 
 
 def muon_labels(boxed: Any, *, exclude: tuple[str, ...] = ()) -> Any:
-    """Labels every leaf "muon" (kernels whose path holds none of `exclude`) or "adamw".
+    """Labels every leaf "muon" (kernels whose path contains none of `exclude`) or "adamw".
 
     Raises:
-        UserError: a fragment of `exclude` that no kernel's path holds.
+        UserError: a fragment of `exclude` occurs in no kernel's path.
     """
     kernels = [path for path in axis_names(boxed) if _is_kernel(path)]
     for fragment in exclude:
@@ -192,7 +192,7 @@ def _adamw_alone(config: OptimConfig, boxed: Any, steps: int) -> optax.GradientT
 
 
 def _muon(config: OptimConfig, boxed: Any, steps: int) -> optax.GradientTransformation:
-    """Muon for kernels, AdamW for the others."""
+    """Returns Muon for kernels and AdamW for the rest."""
     labels = muon_labels(boxed, exclude=config.muon_exclude)
     stacked = _masked("muon", labels, _by_path(boxed, lambda _, names: names[:1] == ("layers",)))
     muon = optax.chain(
@@ -206,7 +206,7 @@ def _muon(config: OptimConfig, boxed: Any, steps: int) -> optax.GradientTransfor
 
 
 def _adafactor(config: OptimConfig, boxed: Any, steps: int) -> optax.GradientTransformation:
-    """Adafactor without weight decay."""
+    """Returns Adafactor without weight decay."""
     if config.weight_decay:
         raise UserError(
             f"config.optim.weight_decay is {config.weight_decay}; Adafactor has none here (Imagen, "
@@ -220,7 +220,7 @@ def _is_kernel(path: str) -> bool:
 
 
 def _masked(label: str, labels: Any, tree: Any) -> Any:
-    """Replaces leaves whose label is not `label` by optax's placeholder."""
+    """Replaces leaves with other labels than `label` by optax's placeholder."""
     return jax.tree.map(
         lambda own, value: value if own == label else optax.MaskedNode(), labels, tree
     )

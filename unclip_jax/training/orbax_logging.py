@@ -1,7 +1,7 @@
-"""Filters for Orbax's log records, since checkpoint.py reports the same failures in one line.
+"""Filters for Orbax's log messages, because checkpoint.py reports the same failures in one line.
 
 When storage fails, Orbax logs stack traces and abandons asynchronous reads and writes, whose
-failures Python reports later one by one. All other records pass.
+failures Python reports one by one later. All other messages pass.
 """
 
 import logging
@@ -13,7 +13,7 @@ ORBAX = ("orbax", "OCDBT", "TensorStore")
 
 
 def install_filters() -> None:
-    """Installs the filters for Orbax's log records and for late reports of abandoned tasks."""
+    """Installs the filters for Orbax's messages and for late reports of abandoned tasks."""
     logging.getLogger("absl").addFilter(_not_from_orbax)
     logging.getLogger("asyncio").addFilter(_not_abandoned)
     if not isinstance(sys.unraisablehook, _DropLate):

@@ -1,7 +1,7 @@
-"""Prefetching: host batches to global batches on the devices, one ahead of the step.
+"""Prefetching: transfers host batches to the devices as global batches, one ahead of the step.
 
-Each batch carries the position of the data right after it, so that a checkpoint taken after its
-step continues with the next batch, regardless of what has been fetched ahead.
+Each batch carries the data position right after it, so that a checkpoint written after its step
+continues with the next batch, regardless of what has been fetched ahead.
 """
 
 import time
@@ -30,7 +30,7 @@ class CheckpointableIterator(Protocol):
         ...
 
     def set_state(self, state: Any) -> None:
-        """Continues from a position of `get_state`."""
+        """Continues from a position that `get_state` returned."""
         ...
 
 
@@ -40,8 +40,8 @@ class PrefetchedBatch(NamedTuple):
     Attributes:
         host: this process's part, on the host.
         device: the global batch, placed on the mesh.
-        position: of the data right after this batch.
-        wait_seconds: seconds until the data source returned it.
+        position: data position right after this batch.
+        wait_seconds: seconds for which the data source was waited for.
     """
 
     host: HostBatch
@@ -56,7 +56,7 @@ class DevicePrefetcher:
     def __init__(
         self, data: CheckpointableIterator, *, spec: BatchSpec, batch_size: int, mesh: Mesh
     ):
-        """Prefetches from `data`: global batches of `batch_size` examples that fit `spec`."""
+        """Prefetches global batches of `batch_size` examples that match `spec`."""
         self._data = data
         self._spec = spec
         self._mesh = mesh

@@ -1,8 +1,8 @@
-"""Restores in which the copies of a state along the mesh axis "data" are read once.
+"""Restores that read the copies of a state along the mesh axis "data" only once.
 
-Every process reads the parts of its devices otherwise, and those of all replicas (slices, where
-several train together) are the same. Here the processes of the first replica read, and the others
-receive the state over the network between devices.
+In an ordinary restore every process reads the parts of its devices, which are the same for all
+replicas (such as slices that train together). Here the processes of the first replica read, and the
+others receive the state over the network between devices.
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ def restore(path: epath.Path, abstract: Any) -> Any:
     """Restores a state.
 
     Args:
-        path: of the arrays in a checkpoint.
+        path: location of the arrays in a checkpoint.
         abstract: ShapeDtypeStructs with the shardings of the result, on one mesh that passes
             `check`.
 
     Raises:
-        Exception: of Orbax, where the checkpoint is damaged.
+        Exception: raised by Orbax if the checkpoint is damaged.
     """
     mesh = jax.tree.leaves(abstract)[0].sharding.mesh
     arrays = type_handlers.SingleReplicaArrayHandler(replica_axis_index=mesh.axis_names.index(AXIS))
@@ -48,7 +48,7 @@ def restore(path: epath.Path, abstract: Any) -> Any:
 
 
 def check(mesh: Mesh) -> None:
-    """Checks that the first of several replicas has processes of its own, or that all share one.
+    """Checks that the first of several replicas has its own processes, or that all share one.
 
     Raises:
         UserError: the mesh has one replica, or a process has devices in the first and in others.

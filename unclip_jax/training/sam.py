@@ -3,12 +3,12 @@
     up    eps = rho g / |g|, with g the gradient at w
     down  the gradient at w + eps goes to the optimiser          (Foret et al. 2021, eq. 2 and 3)
 
-unCLIP trains CLIP with rho = 0.1, and each replica of 64 examples perturbs by itself (arXiv
-2204.06125, appendix C): m-sharpness (arXiv 2010.01412, section 4.1). Replica r has parameters P_r
-of its own; with L(P_1, ..., P_R) the loss of the whole batch, g_r is dL/dP_r where all P are equal,
-and the optimiser gets the sum of dL/dP_r where they are w + eps_r. For a mean over examples, g_r is
-the gradient of the replica's own examples; with a contrastive loss each replica sees all
-embeddings, in both passes.
+unCLIP trains CLIP with rho = 0.1, and each replica of 64 examples has its own perturbation (arXiv
+2204.06125, appendix C): m-sharpness (arXiv 2010.01412, section 4.1). Replica r has its own
+parameters P_r. With L(P_1, ..., P_R) the loss of the whole batch, g_r is dL/dP_r at equal P, and
+the optimiser receives the sum of dL/dP_r at P_r = w + eps_r. For a mean over examples, g_r is the
+gradient of the replica's own examples; with a contrastive loss each replica sees all embeddings, in
+both passes.
 
 The number of replicas follows from the config, not from the devices, so a run that continues on
 other devices is the same run.
@@ -30,20 +30,20 @@ from unclip_jax.parallel.mesh import BATCH_AXES, batch_shards
 from unclip_jax.training.optimizer import OptimConfig
 from unclip_jax.training.step import Gradient, Loss, gradients
 
-REPLICA = "replica"  # name of the axis along which the replicas of one device lie
-AXES = (*BATCH_AXES, REPLICA)  # along which all replicas lie
+REPLICA = "replica"  # axis of the replicas on one device
+AXES = (*BATCH_AXES, REPLICA)  # axes of all replicas
 
 
 def copies(optim: OptimConfig, *, mesh: Mesh, batch_size: int, accumulate: int = 1) -> int:
-    """Counts the parameter sets that every device holds for SAM per replica; 0 without it.
+    """Returns the number of parameter sets on every device for SAM per replica; 0 without it.
 
-    All of its replicas have one at the same time, or one replica after the other with
-    `optim.sam_cached`.
+    All replicas of a device have one at the same time; with `optim.sam_cached` they have it one
+    after the other.
 
     Args:
-        optim: with `sam` and `sam_batch`.
-        mesh: its shards hold the replicas.
-        batch_size: of a whole step, over all devices.
+        optim: settings with `sam` and `sam_batch`.
+        mesh: the devices, whose shards contain the replicas.
+        batch_size: examples per step, over all devices.
         accumulate: microbatches per step.
 
     Raises:
@@ -63,7 +63,7 @@ def copies(optim: OptimConfig, *, mesh: Mesh, batch_size: int, accumulate: int =
 
 
 def parts(optim: OptimConfig, *, mesh: Mesh, batch_size: int, accumulate: int = 1) -> int:
-    """Counts the parts of a batch whose activations are held one after the other."""
+    """Returns the number of parts of a batch whose activations are stored one after the other."""
     if optim.sam and optim.sam_batch and optim.sam_cached:
         return batch_size // (batch_shards(mesh) * optim.sam_batch)
     return accumulate
@@ -74,7 +74,7 @@ def whole_batch(rho: float, *, plain: Gradient = gradients) -> Gradient:
 
     Args:
         rho: length of the perturbation.
-        plain: computes the gradient at any parameters.
+        plain: function that computes the gradient at given parameters.
     """
 
     def gradient(loss: Loss, params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:
@@ -89,8 +89,8 @@ def per_replica(rho: float, *, examples: int, mesh: Mesh) -> Gradient:
     """Returns the gradient with a perturbation of length `rho` per `examples` consecutive examples.
 
     The loss is called once per replica, under named axes (`BATCH_AXES` and `REPLICA`), and must
-    return the replica's share: its mean over replicas is the loss of the batch. Every device holds
-    whole parameters for each of its replicas, however they are sharded outside.
+    return the replica's share: the mean of these is the loss of the batch. Every device stores
+    whole parameters for each of its replicas, however they are sharded elsewhere.
     """
 
     def gradient(loss: Loss, params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:
@@ -103,7 +103,7 @@ def per_replica(rho: float, *, examples: int, mesh: Mesh) -> Gradient:
 def on_shards(function: Callable[..., tuple[Params, Metrics]], mesh: Mesh) -> Callable[..., Any]:
     """Returns a function of (params, batch, key) that calls `function` on each shard of the batch.
 
-    It has whole parameters there, and returns means over all shards.
+    `function` receives whole parameters; means of its results over all shards are returned.
     """
     whole, by_shard = PartitionSpec(), PartitionSpec(BATCH_AXES)
     return jax.shard_map(
@@ -125,10 +125,10 @@ def replicas(batch: Batch, key: Key, *, examples: int) -> tuple[Batch, Keys]:
 
 
 def perturbed(params: Params, gradient: Params, *, rho: float) -> Params:
-    """Moves `params` by `rho` along `gradient`, normed over all leaves (eq. 2, p = 2).
+    """Moves `params` by `rho` along `gradient`, normalised over all leaves (eq. 2, p = 2).
 
-    The gradient is divided by its largest entry first, since its square may underflow or overflow;
-    a gradient of zero moves nothing.
+    The gradient is first divided by its largest entry, because its square may underflow or
+    overflow. A gradient of zero changes nothing.
     """
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in jax.tree.leaves(gradient)]))
     safe = jnp.where(largest > 0, largest, 1.0)
@@ -140,7 +140,7 @@ def perturbed(params: Params, gradient: Params, *, rho: float) -> Params:
 def _on_one_shard(
     loss: Loss, rho: float, examples: int, params: Params, batch: Batch, key: Key
 ) -> tuple[Params, Metrics]:
-    """Computes the mean over all replicas of the second gradients, on one shard."""
+    """Computes the mean of the second gradients over all replicas, on one shard."""
     parts, keys = replicas(batch, key, examples=examples)
     share: Callable[..., Any] = jax.vmap(loss, axis_name=REPLICA)
 

@@ -1,4 +1,4 @@
-"""SIGTERM and ctrl-C as requests to stop between two steps."""
+"""Treatment of SIGTERM and ctrl-C as requests to stop between two steps."""
 
 import logging
 import signal
@@ -15,19 +15,19 @@ class Interrupted(SystemExit):
     """A run that was stopped by a signal after saving; the exit code is 128 + signal number."""
 
     def __init__(self, number: int, step: int):
-        """Records the signal `number` and the number of steps taken."""
+        """Stores the signal `number` and the number of steps taken."""
         super().__init__(128 + number)
         self.number = number
         self.step = step
 
 
 class Interrupts:
-    """A context manager that records the first SIGINT or SIGTERM; the second acts as usual.
+    """A context manager that notes the first SIGINT or SIGTERM; a second one acts as usual.
 
-    Outside the main thread, where Python delivers no signals, it records nothing.
+    Outside the main thread, where Python delivers no signals, it does nothing.
 
     Attributes:
-        number: of the signal received, or None.
+        number: number of the received signal, or None.
     """
 
     def __init__(self):

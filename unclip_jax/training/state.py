@@ -18,11 +18,11 @@ class TrainState:
     Fields are Any because the same structure also carries shardings, shapes and boxes.
 
     Attributes:
-        step: int32, number of steps taken (skipped ones included), hence of batches consumed.
+        step: int32, number of steps taken (including skipped ones), hence of batches consumed.
         params: float32 master parameters.
         ema_params: their exponential moving average, used to evaluate, sample and export.
-        opt_state: of the optimiser; its own counter counts only steps that were not skipped.
-        bad_steps: int32, how many steps in a row, up to now, were skipped as non-finite.
+        opt_state: state of the optimiser, whose own counter excludes skipped steps.
+        bad_steps: int32, number of consecutive steps up to now that were skipped as not finite.
     """
 
     step: Any
@@ -46,8 +46,8 @@ def create(params: Params, tx: optax.GradientTransformation) -> TrainState:
 def warmed_decay(step: Int[Array, ""], decay: float) -> Float[Array, ""]:
     """Computes min(decay, (1 + step) / (10 + step)), so that the average forgets its random start.
 
-    The form of TensorFlow's ExponentialMovingAverage with `num_updates`; without it a short run
-    averages mostly noise.
+    This is the form of TensorFlow's ExponentialMovingAverage with `num_updates`. Without it, the
+    average of a short run is mostly the random initialisation.
     """
     step = step.astype(jnp.float32)
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))

@@ -39,21 +39,21 @@ def make_train_step(
     """Creates the step of a run, to be jitted by the caller with the state donated.
 
     Args:
-        loss: (params, batch, key) -> (scalar, metrics); its randomness comes from the key alone.
-        tx: the optimiser, clipping included.
-        ema_decay: greatest decay of the parameter average; see `state.warmed_decay`.
-        accumulate: microbatches per step; more than one divides the activations' memory.
-        shardings: of the parameters, for accumulated gradients; None = XLA's choice.
+        loss: (params, batch, key) -> (scalar, metrics); the key is its only source of randomness.
+        tx: the optimiser, including clipping.
+        ema_decay: largest decay of the parameter average; see `state.warmed_decay`.
+        accumulate: microbatches per step; the memory for activations is divided by it.
+        shardings: shardings of the parameters, for accumulated gradients; None = XLA's choice.
         gradient: computes the gradient of a (micro)batch; None = `gradients`.
         annealed: `Stage.annealed`, whose values become fields of the batch.
 
     Returns:
-        step(state, batch, key, *teacher): `key` is the run's, the same at every step; the step
-        number is folded in here. The parameters of a teacher stay as they are. Metrics: those of
-        the loss, with "loss", "grad_norm" (before clipping) and "bad_steps" added.
+        step(state, batch, key, *teacher). `key` is the run's key, the same at every step; the step
+        number is folded in here. The parameters of a teacher are not changed. Metrics are those of
+        the loss and "loss", "grad_norm" (before clipping) and "bad_steps".
 
     Raises:
-        UserError: (while tracing) `accumulate` does not divide the batch.
+        UserError: `accumulate` does not divide the batch (raised while tracing).
     """
 
     def step(
@@ -87,7 +87,7 @@ def with_teacher(loss: Callable[..., Any], teacher: Sequence[Params]) -> Loss:
 
 
 def gradients(loss: Loss, params: Params, batch: Batch, key: Key) -> tuple[Params, Metrics]:
-    """Computes float32 gradients of `loss`, and its metrics with "loss" among them."""
+    """Computes float32 gradients of `loss`, and its metrics including "loss"."""
     (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
     return grads, {**metrics, "loss": value}
 
@@ -95,7 +95,7 @@ def gradients(loss: Loss, params: Params, batch: Batch, key: Key) -> tuple[Param
 def split(batch: Batch, parts: int) -> Batch:
     """Splits [b ...] to [parts b/parts ...].
 
-    Microbatch j holds the examples j, j + parts, j + 2 parts...; with this stride every device
+    Microbatch j contains the examples j, j + parts, j + 2 parts...; with this stride every device
     splits its own examples and none moves between devices.
 
     Raises:

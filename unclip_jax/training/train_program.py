@@ -1,7 +1,7 @@
 """The training program of a stage: optimiser, shapes, shardings and the jitted step.
 
-Nothing here allocates parameters or reads data, so a program can also be compiled ahead of time for
-absent devices: `program.step.lower(program.abstract, batch, key).compile()`.
+No parameters are allocated and no data are read, so a program can also be compiled ahead of time
+for absent devices: `program.step.lower(program.abstract, batch, key).compile()`.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from unclip_jax.training.step import make_train_step
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainProgram:
-    """The functions and shapes to create, restore, and advance a state.
+    """The functions and shapes with which a state is created, restored and advanced.
 
     Attributes:
         mesh: the devices.
@@ -48,7 +48,7 @@ class TrainProgram:
     teacher: tuple[Any, ...] = ()
 
     def place_teacher(self, params: Params) -> Params:
-        """Returns the parameters of a teacher on the devices.
+        """Places the parameters of a teacher on the devices.
 
         Raises:
             UserError: they do not fit this stage.
@@ -56,7 +56,10 @@ class TrainProgram:
         (abstract,) = self.teacher
         lines = shape_differences(abstract, params)
         if lines:
-            raise UserError(f"the teacher's parameters do not fit the stage: {lines[0]}.")
+            raise UserError(
+                f"the teacher's parameters do not fit the stage: {lines[0]}. Give the teacher's "
+                "export and config."
+            )
         return place.put(params, jax.tree.map(lambda x: x.sharding, abstract))
 
     def create_from(self, params: Params) -> TrainState:
@@ -67,21 +70,27 @@ class TrainProgram:
         """
         lines = shape_differences(self.abstract.params, params)
         if lines:
-            raise UserError(f"the initial parameters do not fit the stage: {lines[0]}.")
+            raise UserError(
+                f"the initial parameters do not fit the stage: {lines[0]}. Use the size of the "
+                "export that they come from."
+            )
         placed = place.put(params, self.shardings.params)
         return jax.jit(lambda p: states.create(p, self.optimizer.tx), out_shardings=self.shardings)(
             placed
         )
 
     def with_fitted(self, state: TrainState, fitted: Params) -> TrainState:
-        """Replaces the top-level groups of `fitted` in a fresh state, average included.
+        """Replaces the top-level groups of `fitted` in a new state, including its average.
 
         Raises:
             UserError: they do not fit this stage.
         """
         lines = shape_differences({name: self.abstract.params.get(name) for name in fitted}, fitted)
         if lines:
-            raise UserError(f"the fitted parameters do not fit the stage: {lines[0]}.")
+            raise UserError(
+                f"the fitted parameters do not fit the stage: {lines[0]}. Use the config with "
+                "which they were fitted."
+            )
         where = {name: self.shardings.params[name] for name in fitted}
         twice = jax.jit(lambda p: (p, jax.tree.map(jnp.copy, p)), out_shardings=(where, where))
         params, average = twice(place.put(fitted, where))
@@ -106,15 +115,15 @@ def make_train_program(
 
     Args:
         stage: the stage to train.
-        optim: the optimiser.
+        optim: settings of the optimiser.
         mesh: the devices.
         rules: "dp", "fsdp" or "fsdp_tp".
         steps: length of the run, for the learning-rate schedule.
-        ema_decay: of the parameter average.
+        ema_decay: largest decay of the parameter average.
         accumulate: microbatches per step.
 
     Raises:
-        UserError: the rules do not match the mesh, or as `make_optimizer` and
+        UserError: the rules do not match the mesh; see also `make_optimizer` and
             `differentiation.choose`.
     """
     boxed = jax.eval_shape(stage.init, jax.random.key(0))
@@ -160,6 +169,6 @@ def make_train_program(
 
 
 def _run_once(mesh: Mesh) -> dict[str, Any] | None:
-    """Returns compiler options for a program that runs once: on the CPU, minimal compile time."""
+    """Returns options that minimise the compile time on the CPU, for a program that runs once."""
     cpu = mesh.devices.flat[0].platform == "cpu"
     return {"xla_backend_optimization_level": 0} if cpu else None

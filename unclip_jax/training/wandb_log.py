@@ -1,7 +1,7 @@
-"""Metrics in Weights & Biases, beside metrics.jsonl, for runs that ask for it.
+"""Metrics in Weights & Biases, besides metrics.jsonl, for runs that request it.
 
-Installed by the extra `wandb`. WANDB_MODE=offline writes to the workdir alone; without it the
-library sends the metrics to its server.
+The extra `wandb` installs the library. With WANDB_MODE=offline it writes only to the workdir;
+otherwise it sends the metrics to its server.
 """
 
 import importlib
@@ -18,19 +18,19 @@ from unclip_jax.core import json_text
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.files import read_small, write_atomically
 
-FILE = "wandb.json"  # holds the identity of the run there, which a continued run goes on with
+FILE = "wandb.json"  # the id of the W&B run, which a resumed run continues
 
 
 class WandbLog:
-    """A run in Weights & Biases; does nothing without a project, and in all processes but 0."""
+    """A run in Weights & Biases; does nothing without a project and in processes other than 0."""
 
     def __init__(self, folder: pathlib.Path, *, project: str, name: str, facts: Mapping[str, Any]):
-        """Starts the run, or goes on with that of the workdir.
+        """Starts a run in W&B, or continues that of the workdir.
 
         Args:
-            folder: of the workdir.
+            folder: the workdir.
             project: PROJECT or ENTITY/PROJECT; "" = none.
-            name: of the run.
+            name: name of the run.
             facts: JSON-ready settings that are shown with it.
 
         Raises:
@@ -60,7 +60,7 @@ class WandbLog:
         self._run.define_metric("*", step_metric="step")  # a continued run repeats some steps
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes one record, without the numbers that are not finite."""
+        """Writes the finite numbers of one step."""
         if self._run is not None:
             finite = {name: float(x) for name, x in values.items() if math.isfinite(x)}
             self._run.log({"step": step, **finite})
@@ -72,7 +72,7 @@ class WandbLog:
 
 
 def _identity(folder: pathlib.Path) -> str:
-    """Returns the identity of the workdir's run, chosen once."""
+    """Returns the id of the workdir's run in W&B, which is chosen once."""
     path = folder / FILE
     if not path.exists():
         write_atomically(path, json.dumps({"id": uuid.uuid4().hex[:12]}))

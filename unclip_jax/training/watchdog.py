@@ -1,4 +1,4 @@
-"""A watchdog that ends a run which has stopped taking steps, so that its launcher restarts it."""
+"""A watchdog that ends a run without progress, so that its launcher restarts it."""
 
 import faulthandler
 import logging
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """A step hook; without a step for too long it writes all stacks and ends the process.
+    """A step hook that writes all stacks and ends the process if no step is taken for too long.
 
     A collective that waits for a dead host, or storage that never answers, raises no error. The
     limit must exceed the longest pause of a healthy run: compilation, validation, a checkpoint.
@@ -31,7 +31,7 @@ class Watchdog:
         minutes: float,
         end: Callable[[int], Any] = os._exit,
     ):
-        """Starts watching; 0 `minutes` = never ends the process, which `end` does."""
+        """Starts watching; 0 `minutes` = never. `end` ends the process."""
         self._path = workdir / f"stalled_process{jax.process_index()}.txt"
         self._seconds, self._end = 60 * minutes, end
         self._step, self._last = 0, time.monotonic()
@@ -41,7 +41,7 @@ class Watchdog:
             self._thread.start()
 
     def __call__(self, done: StepDone) -> None:
-        """Notes a step."""
+        """Notes that a step was taken."""
         self._step, self._last = done.step, time.monotonic()
 
     def close(self) -> None:

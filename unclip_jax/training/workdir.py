@@ -1,4 +1,4 @@
-"""The places of the files of a run."""
+"""Places of the files of a run."""
 
 import dataclasses
 import pathlib
@@ -9,16 +9,16 @@ from unclip_jax.core.storage import Location
 
 
 class TakenOver(UserError):
-    """Another trainer has taken over the workdir; trying again is of no use."""
+    """Reports that another trainer has taken over the workdir; retrying is useless."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """The places of the files of one run.
+    """Places of the files of a run.
 
     Attributes:
-        folder: local; metrics, sample grids and all small files.
-        checkpoints: holds `checkpoints/` and `damaged/`: the same folder, or a URL.
+        folder: local folder of metrics, sample grids and all small files.
+        checkpoints: parent of `checkpoints/` and `damaged/`: the same folder, or a URL.
         before_save: called before every checkpoint is written.
     """
 
@@ -31,7 +31,7 @@ class Workdir:
 
 
 def as_workdir(place: "str | pathlib.Path | Workdir") -> Workdir:
-    """Returns the workdir in one local folder; a `Workdir` as it is."""
+    """Returns the workdir in one local folder; returns a `Workdir` unchanged."""
     if isinstance(place, Workdir):
         return place
     return Workdir(pathlib.Path(place), checkpoints=pathlib.Path(place))

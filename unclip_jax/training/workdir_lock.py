@@ -1,8 +1,8 @@
-"""One trainer per workdir, also of several hosts on shared storage.
+"""Lock for one trainer per workdir, including trainers of several hosts on shared storage.
 
-The lock is a file that names its process and whose time of modification is a heartbeat. A lock is
-stale if its process is on this host and gone, or if its heartbeat has stopped: then the next
-trainer takes it over. Times are compared as the storage states them, so that clocks may differ.
+The lock is a file that names its process and whose modification time is a heartbeat. It is stale if
+its process is on this host and has ended, or if its heartbeat has stopped; the next trainer then
+takes it over. Times are those of the storage, so the clocks of hosts may differ.
 """
 
 import contextlib
@@ -24,16 +24,16 @@ from unclip_jax.parallel.multihost import gather
 
 FILE = "trainer.lock"
 BEAT = 5.0  # seconds between two heartbeats
-VISIBLE = 20.0  # seconds after which a new file is seen on every machine
-STALE = 30.0  # seconds without one, after which a trainer on another host counts as dead
+VISIBLE = 20.0  # seconds within which a new file becomes visible on every machine
+STALE = 30.0  # seconds without a heartbeat after which a trainer on another host counts as dead
 
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps other trainers out of `workdir`; of several processes the first holds the lock.
+    """Locks `workdir` against other trainers; with several processes the first holds the lock.
 
     Raises:
-        UserError: another trainer is at work there, the folder cannot be written or cannot hold
+        UserError: another trainer is using the folder, it cannot be written or does not support
             checkpoints, or it is not the same folder in all processes.
     """
     lock, problem = None, ""
@@ -49,7 +49,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
                 f"cannot write to the workdir {workdir}: {error.strerror}. Choose another "
                 "--workdir."
             )
-    problem = gather(problem)[0]  # all processes end, not the first alone
+    problem = gather(problem)[0]  # all processes end, not only the first
     if problem:
         raise UserError(problem)
     try:
@@ -61,11 +61,11 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def _check_renames(workdir: pathlib.Path) -> None:
-    """Rejects a folder in which folders with contents cannot be renamed, as checkpoints are.
+    """Checks that folders with contents can be renamed, as checkpoints are.
 
     Raises:
-        UserError: they cannot; buckets that are mounted by gcsfuse or Mountpoint are such.
-        OSError: nothing can be written there.
+        UserError: they cannot, as in buckets that are mounted by gcsfuse or Mountpoint.
+        OSError: the folder cannot be written.
     """
     with tempfile.TemporaryDirectory(dir=workdir, prefix=f"{FILE}.") as name:
         folder = pathlib.Path(name, "a")
@@ -82,10 +82,10 @@ def _check_renames(workdir: pathlib.Path) -> None:
 
 
 def _check_shared(workdir: pathlib.Path, token: str) -> None:
-    """Rejects a folder in which some process does not see the lock of the first.
+    """Checks that all processes see the lock of the first.
 
     Raises:
-        UserError: in every process, naming those that do not.
+        UserError: some do not; raised in every process, with their numbers.
     """
     token, deadline = gather(token)[0], time.monotonic() + VISIBLE
     while _read(workdir / FILE).get("token") != token and time.monotonic() < deadline:
@@ -101,7 +101,7 @@ def _check_shared(workdir: pathlib.Path, token: str) -> None:
 
 
 class _Lock:
-    """A lock that this process holds, with its heartbeat."""
+    """A lock held by this process, with its heartbeat."""
 
     def __init__(self, path: pathlib.Path, token: str):
         self._path, self.token = path, token
@@ -110,7 +110,7 @@ class _Lock:
         self._thread.start()
 
     def release(self) -> None:
-        """Stops the heartbeat and removes the file, if it is still this process's."""
+        """Stops the heartbeat and removes the file if it still belongs to this process."""
         self._stopped.set()
         self._thread.join()
         with contextlib.suppress(OSError):
@@ -119,7 +119,7 @@ class _Lock:
 
     def _beat(self) -> None:
         while not self._stopped.wait(BEAT):
-            with contextlib.suppress(OSError):  # of the storage; the next one may succeed
+            with contextlib.suppress(OSError):  # the next one may succeed
                 os.utime(self._path)
 
 
@@ -132,7 +132,7 @@ def _acquire(path: pathlib.Path) -> _Lock:
     token, holder = uuid.uuid4().hex, {}
     for _ in range(3):
         try:
-            with path.open("x") as file:  # fails if it exists; so on NFS too
+            with path.open("x") as file:  # fails if it exists, also on NFS
                 file.write(json.dumps({"token": token, **own_process()}))
             return _Lock(path, token)
         except FileExistsError:
@@ -147,21 +147,21 @@ def _acquire(path: pathlib.Path) -> _Lock:
 
 
 def _is_stale(path: pathlib.Path, holder: dict[str, Any]) -> bool:
-    """True if the holder of a lock is gone; waits for a heartbeat if it is on another host."""
+    """True if the holder of a lock has ended; waits for a heartbeat if it is on another host."""
     if holder.get("host") == own_process()["host"]:
         return not is_running(holder)
     first = _modified(path)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{FILE}.") as probe:
         while (beat := _modified(path)) == first and beat is not None:
-            os.utime(probe.name)  # now, as the storage states the time
+            os.utime(probe.name)  # now, in the storage's time
             if (_modified(pathlib.Path(probe.name)) or beat) - beat > STALE:
                 return True
             time.sleep(STALE / 30)
-    return beat is None  # released, or alive
+    return beat is None  # None = released; otherwise alive
 
 
 def _remove(path: pathlib.Path, holder: dict[str, Any]) -> None:
-    """Removes a stale lock, but not one that another trainer has created in the meantime."""
+    """Removes a stale lock, unless another trainer has replaced it in the meantime."""
     aside = path.with_name(f"{FILE}.stale.{uuid.uuid4().hex}")
     with contextlib.suppress(FileNotFoundError):
         path.rename(aside)
@@ -171,7 +171,7 @@ def _remove(path: pathlib.Path, holder: dict[str, Any]) -> None:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-    """Returns the content of a lock; {} if it is not there or damaged."""
+    """Returns the content of a lock; {} if it is missing or damaged."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -180,7 +180,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _modified(path: pathlib.Path) -> float | None:
-    """Returns the time of modification as the storage states it; None without the file."""
+    """Returns the modification time in the storage's time; None without the file."""
     try:
         return path.stat().st_mtime
     except OSError:
