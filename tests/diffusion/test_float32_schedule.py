@@ -1,7 +1,5 @@
 """Float32 chains: tables bit for bit and single steps as diffusers' schedulers take them."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ import pytest
 
 from tests.diffusion.test_oracles import FULL, index, oracle  # noqa: F401 (a fixture)
 from unclip_jax.diffusion import process, samplers
-from unclip_jax.diffusion.float32_schedule import ONE, to_float32
+from unclip_jax.diffusion.float32_schedule import to_float32
 from unclip_jax.diffusion.process import Target
 from unclip_jax.diffusion.samplers import Ancestral
 from unclip_jax.diffusion.schedule import Schedule
@@ -43,6 +41,16 @@ def test_the_last_step_loses_what_float32_loses():
     # 1 - alpha_bar_0 keeps three digits; exact tables give 1
     assert abs(float(FLOAT32.posterior_x_0[0]) - 0.99947) < 1e-5
     assert FULL["squaredcos_cap_v2"].posterior_x_0[0] == 1.0
+
+
+@pytest.mark.parametrize("last", [400, 800, 952])
+def test_a_long_first_step_keeps_its_share_of_x_T(last):
+    """Its weight in the posterior mean is the root of a ratio of 1e-8, which 1 - beta loses."""
+    keep = (to_float32(FULL["squaredcos_cap_v2"], exact=True).keep, FULL["squaredcos_cap_v2"].keep)
+    chains = [each(np.array([0, last, 999])) for each in keep]
+    weights = [float(chain.posterior_x_t[-1]) for chain in chains]
+    assert 1e-5 < weights[1] < 1e-3
+    assert weights[0] == pytest.approx(weights[1], rel=1e-3)
 
 
 def at_pairs(pairs, keep, solver):
@@ -96,12 +104,5 @@ def test_single_steps_of_the_ddpm_scheduler(oracle, variance, schedule, predicte
         full = Schedule(np.linspace(*ends, 1000), full.timesteps)
     stride = 1000 // len(case.arrays["in_timesteps"])
     pairs = [(t, t - stride) for t in case.arrays["in_t"]]
-    chain_32 = to_float32(full)
-
-    def keep(positions):
-        """As `Float32Schedule.keep`, but without the betas of neighbours, even at t = 0."""
-        chain = chain_32.keep(positions)
-        beta = ONE - chain.product / np.append(ONE, chain.product[:-1])
-        return dataclasses.replace(chain, beta=beta)
-
+    keep = to_float32(full, exact=True).keep
     case.check("prev_sample", np.moveaxis(np.asarray(step(case, pairs, keep)[0]), -1, 2))

@@ -5,6 +5,7 @@ Nothing here needs files from elsewhere: the originals are built on the spot, wi
 
 import os
 import pathlib
+import sys
 
 import pytest
 
@@ -16,6 +17,13 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.parity)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Runs PyTorch on one thread: on a busy machine more make tiny networks ten times slower."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.hookimpl(wrapper=True)

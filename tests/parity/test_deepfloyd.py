@@ -1,5 +1,6 @@
 """DeepFloyd IF's U-Nets and pipelines of diffusers, tiny and random, and what we read of them."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,15 +13,20 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 sentencepiece = pytest.importorskip("sentencepiece")
 
+from diffusers.pipelines.deepfloyd_if import timesteps  # noqa: E402
+
+from tests.parity import deepfloyd_images  # noqa: E402
 from tests.parity.test_language_encoders import spiece  # noqa: E402, F401
 from unclip_jax.convert import abstract, deepfloyd  # noqa: E402
 from unclip_jax.convert.__main__ import main as convert  # noqa: E402
 from unclip_jax.core.checks import UserError  # noqa: E402
+from unclip_jax.diffusion import respace  # noqa: E402
 from unclip_jax.inference import load  # noqa: E402
 from unclip_jax.inference.cascade import tokenise  # noqa: E402
+from unclip_jax.inference.text_to_image import SampleOptions  # noqa: E402
 from unclip_jax.models.text_base import TextBase, TextBaseConfig  # noqa: E402
 from unclip_jax.models.upsampler import Upsampler, enlarge  # noqa: E402
-from unclip_jax.stages import text_base, text_encoder  # noqa: E402
+from unclip_jax.stages import text_encoder  # noqa: E402
 
 WIDTH, CROSS = 32, 64
 UNET = {
@@ -60,6 +66,17 @@ SCHEDULER = {
     "variance_type": "learned_range",
     "thresholding": True,
     "dynamic_thresholding_ratio": 0.95,
+}
+# Lists of steps by name, as counts per section (deep-floyd/IF, deepfloyd_if/modules/base.py).
+SECTIONS = {
+    "fast27": "10,10,3,2,2",
+    "smart27": "7,4,2,1,2,4,7",
+    "smart50": "10,6,4,3,2,2,3,4,6,10",
+    "smart100": "1,1,1,1,2,2,2,2,2,2,3,3,4,4,5,5,6,7,7,8,9,10,13",
+    "smart185": "1,1,2,2,2,3,3,3,4,5,6,7,8,9,10,11,12,13,14,15,16,18,20",
+    "super27": "1,1,1,1,1,1,1,2,5,13",
+    "super40": "2,2,2,2,2,2,3,4,6,15",
+    "super100": "4,4,6,6,8,8,10,10,14,30",
 }
 
 
@@ -236,54 +253,46 @@ def test_captions_are_read_as_the_pipeline_reads_them(folders, run):
     np.testing.assert_allclose(ours.empty.sequence, empty.detach().numpy(), atol=2e-5)
 
 
-def test_the_pipeline_of_stage_1_samples_the_same_image(folders, run, monkeypatch):
-    import diffusers.pipelines.deepfloyd_if.pipeline_if as pipeline
-    import diffusers.schedulers.scheduling_ddpm as scheduling
+def _check_same(ours, theirs):
+    for got, expected in zip(ours, theirs, strict=True):
+        assert expected.std() > 0.3 and (np.abs(expected) == 1).mean() < 0.3
+        np.testing.assert_allclose(got, expected, atol=1e-4)
 
-    pipe = diffusers.IFPipeline.from_pretrained(
-        folders / "I", safety_checker=None, requires_safety_checker=False
+
+def test_whole_images_agree_with_the_pipelines_of_both_stages(folders, run):
+    """Two captions from text to 32 px, with the steps and guidance that both have by default."""
+    captions = ["A Red circle above a BLUE square ", "the quick brown fox"]
+    ours, noise = deepfloyd_images.here(run, captions)
+    assert [len(stage.steps) for stage in noise] == [100, 50]
+    for stage in noise:  # no two draws are the same, nor a part of each other
+        assert np.abs(np.triu(np.corrcoef(stage.every), 1)).max() < 0.2
+    _check_same(ours, deepfloyd_images.there(folders, captions, noise, {}, {}))
+
+
+def test_whole_images_agree_with_other_settings(folders, run):
+    """Lists of steps of IF's own code, from pure noise; no guidance, and much; a higher level."""
+    captions, level = ["the lazy dog"], 900
+    lists, scales = ("smart27", "fast27"), (1.0, 9.0)
+    stages = (run.cascade.decoder, run.cascade.upsamplers[0])
+    first, second = (
+        dataclasses.replace(stage.sampling, steps=SECTIONS[name], guidance_scale=scale)
+        for stage, name, scale in zip(stages, lists, scales, strict=True)
     )
-    pipe.set_progress_bar_config(disable=True)
-    generator, noises = torch.Generator().manual_seed(4), []
-
-    def draw(shape, **unused):
-        noises.append(torch.randn(tuple(shape), generator=generator))
-        return noises[-1]
-
-    monkeypatch.setattr(pipeline, "randn_tensor", draw)
-    monkeypatch.setattr(scheduling, "randn_tensor", draw)
-    caption, steps = "a red circle", 5
-    options = {"num_inference_steps": steps, "guidance_scale": 3.0, "output_type": "pt"}
-    theirs = _nhwc(pipe(caption, clean_caption=False, **options).images)
-    cfg, params = run.cascade.decoder, run.params["imagen_base"]
-    words = load.load_tokenizers(run.tokenizer_dirs)
-    ids = tokenise(run.cascade, words, [caption])["text_encoder"]
-    keys = jax.random.split(jax.random.key(0), 1)
-    stage = run.cascade.stage("text_encoder")
-    encoded = text_encoder.sample_in_chain(
-        stage.config, run.params["text_encoder"], {"caption": ids}, keys=keys
-    )["text_features"]
-    ours = _sample(cfg, params, encoded, steps=steps, noises=[_nhwc(x) for x in noises])
-    np.testing.assert_allclose(np.clip(ours, -1, 1), theirs, atol=1e-3)  # unrounded for stage II
+    options = SampleOptions(decoder=first, upsamplers=(second,), upsampler_level=level / 999)
+    ours, noise = deepfloyd_images.here(run, captions, options)
+    calls = [
+        {"timesteps": getattr(timesteps, f"{name}_timesteps"), "guidance_scale": scale}
+        for name, scale in zip(lists, scales, strict=True)
+    ]
+    calls[1]["noise_level"] = level
+    _check_same(ours, deepfloyd_images.there(folders, captions, noise, *calls))
 
 
-def _sample(cfg, params, encoded, *, steps, noises):
-    """Runs our denoiser and solver from recorded noise."""
-    import dataclasses
-
-    from unclip_jax.objectives import gaussian
-
-    sampling = dataclasses.replace(cfg.sampling, steps=f"ddim{steps}", guidance_scale=3.0)
-    solver, rows = gaussian.solver_and_plan(cfg.diffusion, sampling)
-    denoise = text_base.denoiser(cfg, params, encoded, scale=sampling.guidance_scale)
-    denoise = jax.jit(gaussian.thresholded(denoise, cfg.diffusion, sampling))
-    x, memory = noises[0], solver.start(noises[0])
-    for i in range(len(rows.t)):
-        at = jax.tree.map(lambda column, i=i: column[i], rows)
-        pred = denoise(x, jnp.full(1, at.t))
-        noise = noises[i + 1] if i + 1 < len(noises) else jnp.zeros_like(x)
-        x, memory = solver.advance(x, memory, pred=pred, at=at, noise=noise)
-    return np.asarray(x)
+@pytest.mark.parametrize("name", SECTIONS)
+def test_lists_of_steps_are_section_counts(run, name):
+    expected = getattr(timesteps, f"{name}_timesteps")
+    chain = run.cascade.decoder.diffusion.chain()
+    assert [*respace.strided(chain, steps=SECTIONS[name]).timesteps][::-1] == expected
 
 
 @pytest.mark.parametrize(

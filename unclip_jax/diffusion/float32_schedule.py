@@ -24,15 +24,15 @@ class Float32Schedule(Schedule):
 
     Attributes:
         product: alpha_bar, which is not derived from the betas of a shortened chain.
-        exact: beta is 1 - the ratio of alpha_bar everywhere, as in DDPMScheduler, whose last step
-            returns x_0.
+        exact: beta is 1 - the ratio of alpha_bar everywhere, and that ratio, not 1 - beta, is in
+            the weight of x_t, as in DDPMScheduler, whose last step returns x_0.
     """
 
     product: Float32Table
     exact: bool = False
 
     def __post_init__(self) -> None:
-        # the first of very few steps from t = 999 may round to exactly 1, which harms nothing
+        # a first step far from t = 999 may round to exactly 1
         assert np.all(self.beta > 0) and np.all(self.beta <= 1)
 
     @functools.cached_property
@@ -44,6 +44,16 @@ class Float32Schedule(Schedule):
     def alpha_bar_prev(self) -> Float32Table:
         """`alpha_bar` one step nearer to the data; 1 at index 0."""
         return np.append(ONE, self.product[:-1])
+
+    @functools.cached_property
+    def posterior_x_t(self) -> Float32Table:
+        """Weight of x_t in the posterior mean.
+
+        A long first step from t = 999 keeps a share of alpha_bar of 1e-8, which is lost in a beta
+        that rounds to 1.
+        """
+        alpha = self.product / self.alpha_bar_prev if self.exact else ONE - self.beta
+        return np.sqrt(alpha) * (ONE - self.alpha_bar_prev) / (ONE - self.product)
 
     def keep(self, positions: Int[np.ndarray, " n"]) -> "Float32Schedule":
         """Returns a short chain; neighbours keep beta, others get 1 - their ratio of alpha_bar."""

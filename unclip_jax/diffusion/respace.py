@@ -31,7 +31,7 @@ def strided(schedule: Schedule, *, steps: str) -> Schedule:
     """
     if steps.startswith(LOG_SNR):
         return respace(schedule, timesteps=_even_log_snr(steps, schedule))
-    summed = not isinstance(schedule, Float32Schedule)
+    summed = not isinstance(schedule, Float32Schedule) or schedule.exact
     grid = timesteps(steps, num_timesteps=schedule.num_timesteps, summed=summed)
     return respace(schedule, timesteps=grid)
 
@@ -50,8 +50,8 @@ def timesteps(spec: str, *, num_timesteps: int, summed: bool = True) -> Int[np.n
             "trailing4": T / 4, T / 2, 3 T / 4 and T, minus 1 and rounded, for distilled models.
         num_timesteps: T, the length of the original chain.
         summed: fractional strides are added up one after another before they are rounded, as ADM's
-            code does; False multiplies them instead, as diffusers does. For some counts, 31 of
-            1000 among them, a few indices differ by one.
+            code and DeepFloyd IF's do; False multiplies them instead, as diffusers' UnCLIPScheduler
+            does. For some counts, 31 of 1000 among them, a few indices differ by one.
 
     Raises:
         UserError: the grid has no meaning or more steps than the chain.
