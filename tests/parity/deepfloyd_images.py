@@ -101,10 +101,10 @@ def there(folders, captions, noise, *calls: dict[str, Any]) -> Images:
     """
     pipelines = (diffusers.IFPipeline, diffusers.IFSuperResolutionPipeline)
     results, arguments = [], {}
-    for cls, name, drawn, call in zip(pipelines, ("I", "II"), noise, calls, strict=True):
+    for cls, name, own, call in zip(pipelines, ("I", "II"), noise, calls, strict=True):
         pipe = cls.from_pretrained(folders / name, **OPTIONS)
         pipe.set_progress_bar_config(disable=True)
-        queue = [drawn.x_T, *drawn.low_res, *drawn.steps[:-1]]  # the last step adds none
+        queue = [own.x_T, *own.low_res, *own.steps[:-1]]  # the last step adds none
 
         def draw(shape, *, queue=queue, **unused):
             tensor = torch.from_numpy(np.moveaxis(queue.pop(0), -1, 1).copy())
