@@ -6,8 +6,8 @@ r"""Converts public weights to exports of this package, and back.
 
 SRC is a pipeline directory of diffusers (Karlo; Kandinsky's prior; DeepFloyd IF's stages I and II),
 a CLIP, T5 or BERT directory of transformers, or a file of OpenAI's or open_clip's CLIP;
-docs/weights.md has the table. It becomes a run directory, RUN/STAGE/export, which `sample`, `embed`
-and `train --config.init_from` take.
+docs/weights.md lists all layouts. It is converted to a run directory, RUN/STAGE/export, which
+`sample`, `embed` and `train --config.init_from` read.
 """
 
 import argparse
@@ -69,10 +69,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _check_import_flags(args: argparse.Namespace) -> None:
-    """Rejects flags of imports where a run is written in another layout.
+    """Rejects flags of imports when a run is written in another layout.
 
     Raises:
-        UserError: naming the first.
+        UserError: such a flag is set; names the first.
     """
     flags = ("stages", "tokenizer", "clip", "context", "pixels")
     for name in flags if args.to == "compact" else (*flags, "licence"):

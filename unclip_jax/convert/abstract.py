@@ -29,7 +29,7 @@ P = ParamSpec("P")
 
 
 def _traced_once(shapes: Callable[P, Params]) -> Callable[P, Params]:
-    """Keeps the shapes of configs, because tracing takes seconds; every call returns a new tree."""
+    """Caches shapes per config, because tracing takes seconds; every call returns a new tree."""
     cache = functools.lru_cache(maxsize=16)(shapes)
 
     @functools.wraps(shapes)

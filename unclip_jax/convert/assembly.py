@@ -1,8 +1,8 @@
-"""Assembly of stages like Karlo's from configs and tensors in the names of diffusers.
+"""Assembly of stages like Karlo's from configs, and tensors with the names of diffusers.
 
-All readers of layouts use it, so that the options in which Karlo differs from the paper are set
-once: CLIP's token features as captions, the empty caption as null, raw and standardised embeddings,
-a network of its own for the last step of super-resolution.
+All readers of layouts use it, so the options in which Karlo differs from the paper are set in one
+place: CLIP's token features as captions, the empty caption as null, raw and standardised
+embeddings, and a separate network for the last step of super-resolution.
 """
 
 from collections.abc import Mapping, Sequence
@@ -82,7 +82,7 @@ def prior_stage(
 def decoder_stage(
     cfg: DecoderConfig, source: TensorSource, *, scheduler: Mapping[str, Any]
 ) -> ConvertedStage:
-    """Returns a decoder like Karlo's as a stage; `source` joins "text_proj" and "decoder"."""
+    """Returns a decoder like Karlo's as a stage; `source` combines "text_proj" and "decoder"."""
     where = "the decoder's scheduler"
     diffusion, sampling = schedulers.config(scheduler, role="decoder", where=where)
     return ConvertedStage(
@@ -109,7 +109,7 @@ def decoder_stage(
 def upsampler_stage(
     cfg: UpsamplerConfig, source: TensorSource, *, scheduler: Mapping[str, Any]
 ) -> ConvertedStage:
-    """Returns super-resolution as a stage; `source` joins its first and its last network."""
+    """Returns super-resolution as a stage; `source` combines its first and its last network."""
     where = "the super-resolution's scheduler"
     diffusion, sampling = schedulers.config(scheduler, role="super_res", where=where)
     size, table = cfg.unet.image_size, unet_tensors.entries(cfg.unet)
@@ -139,7 +139,7 @@ def upsampler_stage(
 def decoder_config(
     network: UNetConfig, projection: Mapping[str, Any], text: ClipConfig
 ) -> DecoderConfig:
-    """Returns a decoder config from its U-Net, the config of its projection and its CLIP."""
+    """Returns the config of a decoder from those of its U-Net, its projection and its CLIP."""
     tokens, z_dim, _, width = (projection[name] for name in TEXT_PROJ_SIZES)
     return DecoderConfig(
         unet=network,
@@ -157,13 +157,13 @@ def decoder_config(
 
 
 def upsampler_config(network: UNetConfig, decoder: UNetConfig) -> UpsamplerConfig:
-    """Returns the config of super-resolution of the decoder's images."""
+    """Returns the config of super-resolution for the decoder's images."""
     factor = network.image_size // decoder.image_size
     return UpsamplerConfig(network, factor=factor, interpolation="cubic")
 
 
 def decoder_entries(cfg: DecoderConfig) -> list[Entry]:
-    """Returns the table of the text projection and of the U-Net."""
+    """Returns the table of the text projection and the U-Net."""
     projection = [
         Entry("null_z", "learned_classifier_free_guidance_embeddings"),
         *linear("text_to_emb", "embedding_proj"),

@@ -1,8 +1,8 @@
-"""CLIP in the layout of transformers: its config, its tensors, and the way back.
+"""CLIP in the layout of transformers: conversion of its config and tensors in both directions.
 
-Sizes, activation and head counts come from the config alone (head width is 64, 80 or 104 in public
-models, never assumed). What files may hold beside: integer position tables of old versions, and
-the other tower where one is asked for.
+Sizes, activation and head counts are read only from the config (the head width is 64, 80 or 104 in
+public models and never assumed). Files may also contain integer position tables of old versions,
+and the other tower when one is requested.
 """
 
 import dataclasses
@@ -60,14 +60,14 @@ POSITIONS = [f"{tower}_model.embeddings.position_ids" for tower in ("text", "vis
 
 
 def config(settings: Mapping[str, Any], *, where: str) -> ClipConfig:
-    """Returns our config of a config.json of transformers.
+    """Returns our config for a config.json of transformers.
 
     Args:
-        settings: of a CLIPModel or of one of its towers.
-        where: names the file in messages.
+        settings: content of the file, for a CLIPModel or one of its towers.
+        where: name of the file in messages.
 
     Raises:
-        UserError: another kind of model, or a setting that our CLIP does not have.
+        UserError: the model is of another kind, or a setting is not supported.
     """
     towers = KINDS[_kind(settings, where)]
     text = _section(settings, "text", TEXT_DEFAULTS, where) if "text" in towers else None
@@ -93,7 +93,7 @@ def config(settings: Mapping[str, Any], *, where: str) -> ClipConfig:
 
 
 def _kind(settings: Mapping[str, Any], where: str) -> str:
-    """Returns the model_type, which files of some age state by their class alone."""
+    """Returns the model_type, which old files state only through their class."""
     kind = settings.get("model_type") or CLASSES.get(_architecture(settings))
     return one_of(f"model_type in {where}", kind, KINDS)
 
@@ -104,7 +104,7 @@ def _architecture(settings: Mapping[str, Any]) -> str:
 
 
 def merged(text: ClipConfig, image: ClipConfig) -> ClipConfig:
-    """Joins two towers to one CLIP without temperature, as in pipelines.
+    """Joins two towers, as in pipelines, to one CLIP without temperature.
 
     Raises:
         UserError: their embeddings have different lengths, or their activations differ.
@@ -113,7 +113,8 @@ def merged(text: ClipConfig, image: ClipConfig) -> ClipConfig:
         if getattr(text, name) != getattr(image, name):
             raise UserError(
                 f"the text encoder has {name} {getattr(text, name)!r}, the image encoder "
-                f"{getattr(image, name)!r}; they are not towers of one CLIP."
+                f"{getattr(image, name)!r}; they are not towers of one CLIP. Copy both from one "
+                "pipeline."
             )
     names = ("image_size", "patch_size", "image_width", "image_depth", "image_heads", "image_mlp")
     names += ("image_mean", "image_std")
@@ -139,11 +140,11 @@ def entries(cfg: ClipConfig) -> list[Entry]:
 
 
 def tidy(source: TensorSource, cfg: ClipConfig) -> TensorSource:
-    """Removes tensors that files of any age may hold in addition, and updates old names.
+    """Removes additional tensors, and updates names of older files.
 
-    That is: integer position tables (transformers before 4.31); the other tower and the
-    temperature of a complete file that is read for one tower; a bare text tower's missing prefix
-    (transformers 5.6 and later).
+    Additional tensors are integer position tables (transformers before 4.31), and the other tower
+    and the temperature of a complete CLIP of which one tower is read. The names of a bare text
+    tower (transformers 5.6 and later) lack a prefix.
     """
     source = source.without(POSITIONS)
     if cfg.towers == ("text",) and "embeddings.token_embedding.weight" in source.shapes:
@@ -158,8 +159,8 @@ def settings(cfg: ClipConfig, *, eos: int, bos: int) -> dict[str, Any]:
     """Inverts `config`: returns a config.json for transformers.
 
     Args:
-        cfg: ours.
-        eos: id of the end token, where transformers pools.
+        cfg: our config.
+        eos: id of the end token, at which transformers pools.
         bos: id of the start token.
     """
     text = {
@@ -206,10 +207,10 @@ def _sizes(width: int, depth: int, heads: int, mlp: int | None, cfg: ClipConfig)
 def _section(
     settings: Mapping[str, Any], tower: str, defaults: dict[str, Any], where: str
 ) -> dict[str, Any]:
-    """Returns one tower's settings: a section of a CLIPModel's config, or a tower's config.
+    """Returns the settings of one tower: a section of a CLIPModel's config, or a tower's config.
 
-    Files of before transformers 4.27 state them under `text_config_dict`, which counts wherever it
-    is there, with the defaults for what it leaves out, as in transformers.
+    Files from before transformers 4.27 have them under `text_config_dict`, which takes precedence
+    if it exists, with defaults for missing values, as in transformers.
     """
     section = settings
     if tuple(KINDS[_kind(settings, where)]) == TOWERS:
@@ -225,7 +226,7 @@ def _reject(section: Mapping[str, Any], where: str) -> None:
     for name, only in (("layer_norm_eps", 1e-5), ("num_channels", 3)):
         if section.get(name, only) != only:
             raise UserError(
-                f"{where} has {name} {section[name]}; this CLIP is built with {only} alone."
+                f"{where} has {name} {section[name]}; only {only} is supported. Use another CLIP."
             )
 
 

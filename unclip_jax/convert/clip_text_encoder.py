@@ -1,7 +1,7 @@
 """The text tower of a CLIP as the stage `text_encoder`: Imagen's alternative to a language model.
 
-Imagen reads the penultimate layer (Saharia et al. 2022, arXiv 2205.11487, appendix D.1), so that
-the last block, the final norm and the projection are left out.
+Imagen reads the penultimate layer (Saharia et al. 2022, arXiv 2205.11487, appendix D.1), so the
+last block, the final norm and the projection are omitted.
 """
 
 from unclip_jax.convert import abstract
@@ -28,11 +28,11 @@ def stage(clip: ConvertedStage, *, context: int | None) -> ConvertedStage:
     """Returns the text tower of a CLIP as a stage.
 
     Args:
-        clip: as `standalone_clip.clip_from` reads it.
+        clip: the CLIP, as read by `standalone_clip.clip_from`.
         context: tokens per caption; None = as many as the CLIP reads.
 
     Raises:
-        UserError: a CLIP without a text tower, or a longer context.
+        UserError: the CLIP has no text tower, or reads fewer tokens.
     """
     cfg = config(clip.config["model"], context=context, where=clip.source.where)
     table = entries(cfg)
@@ -49,10 +49,10 @@ def stage(clip: ConvertedStage, *, context: int | None) -> ConvertedStage:
 
 
 def config(clip: ClipConfig, *, context: int | None, where: str) -> LanguageEncoderConfig:
-    """Returns the config of the encoder that a CLIP's text tower is.
+    """Returns the config of a CLIP's text tower as an encoder.
 
     Raises:
-        UserError: a CLIP without a text tower, or a longer context.
+        UserError: the CLIP has no text tower, or reads fewer tokens.
     """
     if "text" not in clip.towers:
         raise UserError(f"{where} is a CLIP without a text tower; give a whole CLIP or that tower.")

@@ -1,7 +1,7 @@
-"""Writer of run directories as small ones: every stage's parameters in one safetensors file.
+"""Writer of compact run directories: every stage's parameters in one safetensors file.
 
 The result is a run directory like any other. The models that are installed with the package
-(`handoff.shipped`) are written so.
+(`handoff.shipped`) have this form.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from unclip_jax.handoff.export import TOKENIZER, write_export
 from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.stages.registry import folder_entry
 
-EVALUATION = "evaluation.json"  # of `evaluate`, which the card quotes
+EVALUATION = "evaluation.json"  # written by `evaluate` and quoted in the card
 
 
 def write(
@@ -30,15 +30,15 @@ def write(
     """Writes OUT/STAGE/export with `params.safetensors`, and a model card; returns the stages.
 
     Args:
-        run_dir: the run directory. Its `evaluation.json`, if it has one, comes along.
+        run_dir: the run directory; its `evaluation.json`, if any, is copied.
         out: a new folder.
-        dtype: "float32" or "bfloat16", of the stored parameters; networks compute in the type of
-            their config.
-        licence: terms of the parameters, for manifests that name none.
+        dtype: type of the stored parameters, "float32" or "bfloat16"; networks compute in the type
+            of their config.
+        licence: terms of the parameters, for manifests without any.
 
     Raises:
-        UserError: stages that do not fit each other, an `evaluation.json` of another kind, `out`
-            exists, no space.
+        UserError: stages do not fit each other, `evaluation.json` has another form, `out` exists,
+            or the disk is full.
     """
     stages = run_stages.find(run_dir)
     with run_stages.draft(out) as draft:
@@ -64,7 +64,7 @@ def write(
 def _write_stage(
     stage: ExportedStage, out: pathlib.Path, name: str, *, dtype: str, licence: str
 ) -> Manifest:
-    """Writes one export with its tokenizer and the files that were added to it."""
+    """Writes one export with its tokenizer and additional files."""
     path = stage.path
     has_tokenizer = (load.locate(path) / TOKENIZER).is_dir()
     card = write_export(

@@ -1,7 +1,7 @@
 """Stages in files of another layout, and their conversion to exports.
 
-All of them are checked before the first is read, and each is read, written and released before
-the next, so that memory peaks at the largest.
+All stages are checked before the first is read. Each is read, written and released before the next,
+so the largest determines the peak of memory.
 """
 
 import dataclasses
@@ -21,18 +21,18 @@ from unclip_jax.weight_files.tensor_table import Entry
 
 @dataclasses.dataclass(frozen=True)
 class ConvertedStage:
-    """One stage, ready to be read.
+    """One stage of another layout, ready to be read.
 
     Attributes:
-        name: of its folder in a run, such as "upsampler_256".
+        name: name of its folder in a run, such as "upsampler_256".
         stage: kind of stage.
         config: the stage's config as plain data.
         facts: further fields of its manifest.
         source: its tensors.
         entries: the table from tensors to parameters.
         abstract: shapes of the parameters.
-        requires: fields that its manifest must hold.
-        identity: manifest field that its parameters identify.
+        requires: fields that its manifest must contain.
+        identity: manifest field that identifies its parameters.
     """
 
     name: str
@@ -46,10 +46,10 @@ class ConvertedStage:
     identity: str | None = None
 
     def check(self) -> None:
-        """Rejects files that do not fill the stage exactly.
+        """Checks that the tensors match the parameters of the stage exactly.
 
         Raises:
-            UserError: listing every tensor that does not fit.
+            UserError: they do not; lists every tensor that differs.
         """
         tensor_table.check(self.source, self.entries, self.abstract)
 
@@ -63,8 +63,8 @@ class Provenance:
     """Origin and terms of weights, for the manifests.
 
     Attributes:
-        data: the files, and what they were trained on if known, in words.
-        licence: terms of the weights; they stay the authors'.
+        data: names of the files, and the training data if known.
+        licence: terms of the weights, which remain the authors'.
         size: name of the size.
     """
 
@@ -89,9 +89,9 @@ def write_run(
     Args:
         parts: stages in the order of the cascade.
         out: the run directory.
-        tokenizer_dir: folder with the tokenizer that all of them share.
-        tokenizer_hash: its identity.
-        origin: where the weights came from.
+        tokenizer_dir: folder of the tokenizer that they share.
+        tokenizer_hash: hash of that tokenizer.
+        origin: origin and terms of the weights.
         clip_id: identity of the CLIP that the stages belong to, if none of them is a CLIP.
         dtype: "float32" or "bfloat16".
         begin: called with the name of every stage before it is read.
@@ -100,8 +100,8 @@ def write_run(
         The manifests by name.
 
     Raises:
-        UserError: tensors that do not fit (before anything is written), a folder that cannot be
-            written, or stages without their CLIP.
+        UserError: tensors do not fit (before anything is written), a folder cannot be written, or
+            stages lack their CLIP.
     """
     for part in parts:
         part.check()

@@ -1,8 +1,8 @@
 """Trained priors of DALLE2-pytorch and MindEye2 as exports of `embedding_prior`.
 
-A file holds the state of a `DiffusionPriorNetwork` or a `PriorNetwork`, alone or inside of a
-`DiffusionPrior` (names below "net." or "diffusion_prior.net."). Sizes are read off the tensors. The
-variants that leave no trace there are those that these projects published: MindEye2 attends in both
+A file contains the state of a `DiffusionPriorNetwork` or a `PriorNetwork`, alone or within a
+`DiffusionPrior` (names below "net." or "diffusion_prior.net."). Sizes are inferred from tensors.
+Options that cannot be inferred are those of the published models: MindEye2 attends in both
 directions and adds its queries to the noised tokens.
 """
 
@@ -41,7 +41,7 @@ class ConvertedPrior:
     """A prior in a file of another library.
 
     Attributes:
-        cfg: the stage that it is.
+        cfg: config of the stage.
         source: its tensors.
         entries: the table from tensors to the parameters of the network.
     """
@@ -54,7 +54,7 @@ class ConvertedPrior:
         """Reads the network, and the scale of embeddings as fitted statistics.
 
         Raises:
-            UserError: listing every tensor that is missing, extra or of another shape.
+            UserError: tensors are missing, extra or of another shape; lists all of them.
         """
         init = embedding_prior.make(self.cfg).init
         abstract = nn.meta.unbox(jax.eval_shape(init, jax.random.key(0)))
@@ -69,7 +69,7 @@ def _statistics(z: int, std: float) -> dict[str, np.ndarray]:
 
 
 def network_of(source: TensorSource) -> TensorSource | None:
-    """Returns the tensors of the prior network in a file; None if it holds none."""
+    """Returns the tensors of the prior network in a file; None if it has none."""
     for prefix in PREFIXES:
         if f"{prefix}{BIAS}" in source.shapes:
             return source.below(prefix)
@@ -77,10 +77,10 @@ def network_of(source: TensorSource) -> TensorSource | None:
 
 
 def read(path: pathlib.Path) -> ConvertedPrior | None:
-    """Opens a prior; None if the file is of another kind.
+    """Opens a prior; None if the file has other contents.
 
     Raises:
-        UserError: a file that cannot be read, or a variant that is not supported.
+        UserError: the file cannot be read, or the variant is not supported.
     """
     if path.is_dir():
         return None
@@ -105,18 +105,21 @@ def _without_rotary(source: TensorSource) -> TensorSource:
     """Returns the source without the rates of rotary positions, which are constants here.
 
     Raises:
-        UserError: they are others.
+        UserError: the rates differ from these constants.
     """
     names = [name for name in source.shapes if name.endswith("rotary_emb.freqs")]
     for name in names[:1]:
         stored = source.read(name)
         if not np.allclose(stored, rotary_rates(2 * len(stored)), rtol=1e-4):
-            raise UserError(f"{source.where} has learned {name}, which is not supported.")
+            raise UserError(
+                f"{source.where} has learned {name}, which is not supported; give a prior with "
+                "constant rates."
+            )
     return source.without(names)
 
 
 def _sizes(source: TensorSource, *, mindeye: bool) -> Dalle2PytorchConfig:
-    """Reads the sizes of a network off the shapes of its tensors."""
+    """Infers the sizes of a network from the shapes of its tensors."""
     shapes = source.shapes
     z = shapes["null_image_embed"][-1]
     depth = 1 + max(
@@ -244,7 +247,7 @@ def convert(
     """Writes OUT/embedding_prior/export; returns the name of the folder.
 
     Raises:
-        UserError: tensors that do not fit, or an export that is there already.
+        UserError: tensors do not fit, or an export exists already.
     """
     folder = out / FOLDER
     if folder.exists() and not replace:

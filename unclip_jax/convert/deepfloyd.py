@@ -3,9 +3,9 @@
     IFPipeline                    tokenizer, text_encoder, unet, scheduler          stage I
     IFSuperResolutionPipeline     the same, with image_noising_scheduler            stage II
 
-Two folders complete each other. Stage III was never released; any upsampler from 256 pixels takes
-its place. Safety checker and watermarker are not read: the licence asks for filters of images that
-are shown to others.
+The two folders are given together. Stage III was never released; any upsampler from 256 pixels can
+replace it. The safety checker and the watermarker are not read: the licence asks for filters of
+images that are shown to others.
 """
 
 import dataclasses
@@ -96,7 +96,7 @@ def read_stages(
     for folder in folders:
         if not is_pipeline(folder):
             raise UserError(
-                f"{folder} is no stage of DeepFloyd IF; give its stages I and II alone."
+                f"{folder} is not a stage of DeepFloyd IF; give its stages I and II alone."
             )
         if pipelines.setdefault(_name(folder), folder) != folder:
             raise UserError(f"{pipelines[_name(folder)]} and {folder} are both {_name(folder)}.")
@@ -113,11 +113,11 @@ def read_stages(
 
 
 def missing_stage(folders: Sequence[pathlib.Path], written: Sequence[str]) -> str:
-    """Returns a line about the stage of IF that a conversion left out, and how to add it; or "".
+    """Returns a note on the stage of IF that a conversion left out, and how to add it; or "".
 
     Args:
         folders: the pipeline directories.
-        written: folders of the run that were written.
+        written: names of the stages that were written.
     """
     if ("imagen_base" in written) == ("upsampler_256" in written):
         return ""
@@ -138,10 +138,10 @@ def together(first: pathlib.Path | str, second: pathlib.Path | str) -> str:
 def chain_of(folder: pathlib.Path) -> list[pathlib.Path]:
     """Returns the folder of stage I and, if one is beside it, that of stage II, in this order.
 
-    Of several of stage II the first by name is taken: L before M.
+    Of several folders of stage II the first by name is taken: L before M.
 
     Raises:
-        UserError: the folder is of stage II.
+        UserError: `folder` is stage II.
     """
     beside = [path for path in sorted(folder.parent.iterdir()) if is_pipeline(path)]
     if _name(folder) == SUPER_RES:
@@ -154,7 +154,7 @@ def chain_of(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _component(folders: Sequence[pathlib.Path], name: str) -> pathlib.Path:
-    """Returns the folder of a component that each pipeline may hold."""
+    """Returns the folder of a component that may be in either pipeline."""
     for folder in folders:
         if (folder / name).is_dir():
             return folder / name
@@ -162,10 +162,10 @@ def _component(folders: Sequence[pathlib.Path], name: str) -> pathlib.Path:
 
 
 def base_config(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns the config of the stage `text_base` in a pipeline directory of stage I.
+    """Returns the config of the stage `text_base` for a pipeline directory of stage I.
 
     Raises:
-        UserError: a component that is missing, or another architecture.
+        UserError: a component is missing, or has another architecture.
     """
     path = _component([folder], "unet") / "config.json"
     network, text = unet_config(read_json(path), where=str(path))
@@ -191,14 +191,14 @@ def _base(folder: pathlib.Path) -> ConvertedStage:
 
 
 def upsampler_config(folder: pathlib.Path, *, base_size: int) -> dict[str, Any]:
-    """Returns the config of the stage `upsampler` in a pipeline directory of stage II.
+    """Returns the config of the stage `upsampler` for a pipeline directory of stage II.
 
     Args:
         folder: the pipeline directory.
         base_size: side of the images of stage I, in pixels.
 
     Raises:
-        UserError: a component that is missing, another architecture, or a size that is no multiple
+        UserError: a component is missing or has another architecture, or its size is not a multiple
             of `base_size`.
     """
     path = _component([folder], "unet") / "config.json"
@@ -249,10 +249,10 @@ def _upsampler(folder: pathlib.Path, *, base_size: int) -> ConvertedStage:
 def unet_config(
     settings: Mapping[str, Any], *, where: str
 ) -> tuple[UNetConfig, TextConditionConfig]:
-    """Returns our configs of a U-Net of stage I or II and of its path of text.
+    """Returns our configs for a U-Net of stage I or II, and for its text condition.
 
     Raises:
-        UserError: another class, a size that is missing, an unsupported variant.
+        UserError: the class or variant is not supported, or a size is missing.
     """
     configs.check_fixed({name: settings.get(name) for name in STATED}, STATED, where=where)
     for name, choices in CHOICES.items():
@@ -266,7 +266,7 @@ def unet_config(
     cross = _agreeing(settings, "only_cross_attention", "mid_block_only_cross_attention", where)
     factor = _agreeing(settings, "resnet_out_scale_factor", "mid_block_scale_factor", where)
     skips, activated = settings.get("resnet_skip_time_act"), settings.get("time_embedding_act_fn")
-    if bool(skips) != bool(activated):  # activated once, or in every block, which is the same
+    if bool(skips) != bool(activated):  # activated once or in every block are equivalent
         raise UserError(
             f"{where} has resnet_skip_time_act {skips!r} but time_embedding_act_fn {activated!r}; "
             "expected both or none."
@@ -301,7 +301,7 @@ def unet_config(
 
 
 def _agreeing(settings: Mapping[str, Any], name: str, other: str, where: str) -> Any:
-    """Returns a setting of the blocks, with which that of the middle must agree."""
+    """Returns a setting of the blocks, which must equal that of the middle."""
     one, two = settings.get(name), settings.get(other)
     if (one or 0) != (two or 0) and not {one, two} <= {None, 1}:
         raise UserError(f"{where} has {name} {one!r} but {other} {two!r}; expected one for both.")
@@ -309,10 +309,10 @@ def _agreeing(settings: Mapping[str, Any], name: str, other: str, where: str) ->
 
 
 def scheduler(folder: pathlib.Path, *, pipeline: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns (diffusion, sampling) of a pipeline's DDPMScheduler, whose arithmetic is float32.
+    """Returns (diffusion, sampling) for a pipeline's DDPMScheduler, whose arithmetic is float32.
 
     Raises:
-        UserError: another scheduler or an unsupported variant.
+        UserError: the scheduler or its variant is not supported.
     """
     path = _component([folder], "scheduler") / "scheduler_config.json"
     settings, where = read_json(path), str(path)
@@ -341,7 +341,7 @@ def scheduler(folder: pathlib.Path, *, pipeline: str) -> tuple[dict[str, Any], d
 
 
 def _noise_schedule(folder: pathlib.Path) -> str:
-    """Returns the schedule of the noise on the enlarged image."""
+    """Returns the noise schedule of the enlarged image."""
     path = _component([folder], "image_noising_scheduler") / "scheduler_config.json"
     settings = read_json(path)
     configs.check_fixed(settings, {"beta_schedule": "squaredcos_cap_v2"}, where=str(path))
@@ -349,7 +349,7 @@ def _noise_schedule(folder: pathlib.Path) -> str:
 
 
 def entries(network: UNetConfig, *, low_res: bool = False) -> list[Entry]:
-    """Returns the table of a U-Net with its path of text."""
+    """Returns the table of a U-Net with its text condition."""
     table = [
         *unet_tensors.entries(network),
         *linear("text/project", "encoder_hid_proj"),

@@ -3,9 +3,9 @@
     OUT/stage_1    IFPipeline                  tokenizer, text_encoder, unet, scheduler
     OUT/stage_2    IFSuperResolutionPipeline   unet, scheduler, image_noising_scheduler
 
-The configs are written first and read again: what comes back must be the config of the stage, but
-for training and for what a call of the pipeline chooses. So an option that the layout has no word
-for is found without a list of them.
+The configs are written first and read again: except for training options and those that a call of
+the pipeline chooses, the result must equal the config of the stage. This finds every option that
+the layout cannot express, without a list of them.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ from unclip_jax.tokenization import caption_tokenizer, language_tokenizers
 from unclip_jax.weight_files.writing import write_json, write_tensors
 
 FOLDERS = {"imagen_base": "stage_1", "upsampler_256": "stage_2"}
-# Options of training and of the compute type, and those that a call of the pipeline chooses.
+# Options of training and of the compute type, and options of a call of the pipeline.
 FREE = {
     *("drop_text", "empty_captions", "crop", "mask_share", "augment.most"),
     *(f"model.{name}" for name in ("remat", "dtype")),
@@ -57,12 +57,13 @@ def write(
     """Writes the stages of a run as pipeline directories; returns the folders written.
 
     Args:
-        stages: of the run, by folder.
+        stages: stages of the run, by folder.
         out: folder to write.
-        dtype: "float32" or "bfloat16", of the tensors.
+        dtype: type of the tensors, "float32" or "bfloat16".
 
     Raises:
-        UserError: a stage that IF lacks, an option that its layout cannot express, `out` exists.
+        UserError: a stage does not exist in IF, the layout cannot express an option, or `out`
+            exists.
     """
     unknown = [name for name in stages if name not in deepfloyd.STAGES]
     if unknown or "text_encoder" not in stages:
@@ -84,7 +85,7 @@ def write(
 
 
 def _write_configs(stages: Mapping[str, ExportedStage], places: Mapping[str, pathlib.Path]) -> None:
-    """Writes everything but tensors and the tokenizer."""
+    """Writes everything except the tensors and the tokenizer."""
     for name, folder in places.items():
         config = _config(name, stages[name])
         first = name == "imagen_base"
@@ -114,10 +115,10 @@ def _write_configs(stages: Mapping[str, ExportedStage], places: Mapping[str, pat
 
 
 def _check_configs(stages: Mapping[str, ExportedStage], places: Mapping[str, pathlib.Path]) -> None:
-    """Rejects stages whose config is another when it is read from the folders.
+    """Checks that the config of every stage is unchanged when it is read from the folders.
 
     Raises:
-        UserError: naming every option that differs.
+        UserError: options differ; lists all of them.
     """
     base = _config("imagen_base", stages["imagen_base"])
     read: dict[str, Any] = {"imagen_base": deepfloyd.base_config(places["imagen_base"])}
@@ -149,15 +150,15 @@ def _check_configs(stages: Mapping[str, ExportedStage], places: Mapping[str, pat
 def unet_settings(
     network: UNetConfig, condition: TextConditionConfig | None, *, upsamples: bool
 ) -> dict[str, Any]:
-    """Returns the config.json of a U-Net and its path of text; inverts `deepfloyd.unet_config`.
+    """Returns the config.json of a U-Net with its text condition; inverts `deepfloyd.unet_config`.
 
     Args:
         network: the U-Net.
-        condition: its path of text.
-        upsamples: True for stage II, which reads the level of noise on its low-res image.
+        condition: its text condition.
+        upsamples: True for stage II, which reads the noise level of its low-res image.
 
     Raises:
-        UserError: a U-Net without text.
+        UserError: the U-Net has no text condition.
     """
     if condition is None or not network.attention_at:
         raise UserError(
@@ -200,7 +201,7 @@ def scheduler_settings(config: Any) -> dict[str, Any]:
 
 
 def _call(config: Any) -> tuple[int, float]:
-    """Returns steps and guidance with which a stage is sampled."""
+    """Returns the number of steps and the guidance scale of a stage's sampling."""
     rows = gaussian.solver_and_plan(config.diffusion, config.sampling)[1]
     return len(rows.t), config.sampling.guidance_scale
 
@@ -209,7 +210,7 @@ def _write_tokenizer(stage: ExportedStage, out: pathlib.Path) -> None:
     """Writes T5's tokenizer for transformers.
 
     Raises:
-        UserError: a tokenizer of another kind, or one that is read as another one.
+        UserError: the tokenizer is of another kind, or is not read back unchanged.
     """
     folder = load.tokenizer_dir(stage.path)
     description = language_tokenizers.published(
@@ -220,7 +221,7 @@ def _write_tokenizer(stage: ExportedStage, out: pathlib.Path) -> None:
     if caption_tokenizer.load(out, lower=True).hash != stage.card.tokenizer_hash:
         raise UserError(
             f"the tokenizer in {folder} does not lower-case captions as DeepFloyd IF's pipelines "
-            "do, or is no T5's; use --to=safetensors."
+            "do, or is not T5's; use --to=safetensors."
         )
 
 

@@ -1,9 +1,8 @@
 """Writer of run directories as pipeline directories of diffusers, or as a CLIP of transformers.
 
 Only stages for which those libraries have a class can be written: those with Karlo's options, and
-Imagen's with those of DeepFloyd IF (`deepfloyd_writer`).
-Others are rejected with the option that differs; `--to=safetensors` writes any stage as plain
-tensors.
+Imagen's with those of DeepFloyd IF (`deepfloyd_writer`). Others are rejected with the option that
+differs; `--to=safetensors` writes any stage as plain tensors.
 """
 
 import dataclasses
@@ -47,11 +46,11 @@ SCHEDULER = ("diffusers", schedulers.CLASS)
 
 
 def write(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float32") -> list[str]:
-    """Writes a run directory as a pipeline, or as a CLIP alone; returns the folders written.
+    """Writes a run directory as a pipeline, or a single CLIP; returns the names of the folders.
 
     Raises:
-        UserError: stages that do not fit each other, one that the layout cannot express, `out`
-            exists, no space.
+        UserError: stages do not fit each other, the layout cannot express one, `out` exists, or the
+            disk is full.
     """
     stages = run_stages.find(run_dir)
     if deepfloyd_writer.is_chain(stages):
@@ -76,7 +75,7 @@ def write_plain(run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float
     """Writes every stage as OUT/STAGE.safetensors, under its own names, and OUT/STAGE.json.
 
     Raises:
-        UserError: stages that do not fit each other, `out` exists, no space.
+        UserError: stages do not fit each other, `out` exists, or the disk is full.
     """
     stages = run_stages.find(run_dir)
     with run_stages.draft(out) as draft:
@@ -104,7 +103,7 @@ def _pipeline(stages: Mapping[str, ExportedStage], out: pathlib.Path, dtype: str
         load.tokenizer_dir(stages["clip"].path), out / "tokenizer", context=cfg.context
     )
     index["tokenizer"] = ["transformers", "CLIPTokenizer"]
-    if "prior" in stages:  # whose pipeline has no use for images; the folder stays for import
+    if "prior" in stages:  # this pipeline takes no images; the folder is kept for imports
         index = {k: v for k, v in index.items() if k not in ("image_encoder", "feature_extractor")}
     write_json(out / karlo.INDEX, dict(sorted(index.items())))
     cards = {name: stage.card for name, stage in stages.items()}
@@ -190,7 +189,7 @@ def _upsampler(stage: ExportedStage, out: pathlib.Path, dtype: str) -> dict[str,
 
 
 def _below(table: list[Entry], name: str) -> list[Entry]:
-    """Returns the entries of one component of a joined source, under its own names."""
+    """Returns the entries of one component of a combined source, under its own names."""
     prefix = f"{name}/"
     return [
         entry._replace(name=entry.name.removeprefix(prefix))

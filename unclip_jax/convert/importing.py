@@ -32,9 +32,9 @@ from unclip_jax.tokenization import caption_tokenizer
 from unclip_jax.weight_files.tensor_source import read_json
 
 STAGES = (*karlo.STAGES, *(name for name in deepfloyd.STAGES if name not in karlo.STAGES))
-WHOLE = ("dvae", "dalle", dalle2_pytorch.FOLDER)  # of sources without a choice of stages
+WHOLE = ("dvae", "dalle", dalle2_pytorch.FOLDER)  # from sources that are converted as a whole
 README = "README.md"
-STAMP = "source.json"  # in a cache: the files that it was converted from
+STAMP = "source.json"  # in a cache: the files from which it was converted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +42,10 @@ class ImportOptions:
     """Settings of a conversion.
 
     Attributes:
-        stages: to convert; by default all that the source has.
-        dtype: "float32" or "bfloat16", of parameters and computation.
-        tokenizer: folder with a tokenizer, where the source has none.
-        clip: export of the CLIP that stages belong to, where the source has none.
+        stages: stages to convert; default: all that the source has.
+        dtype: type of parameters and computation, "float32" or "bfloat16".
+        tokenizer: folder of a tokenizer, if the source has none.
+        clip: export of the CLIP that the stages belong to, if the source has none.
         licence: terms of the weights, for the manifests; "" = those of the layout.
         context: tokens per caption of a text encoder; None = 128, or as many as it can read.
         pixels: range of a VQGAN's images, "signed" or "unit".
@@ -75,11 +75,10 @@ def convert(
         out: the run directory.
         options: settings of the conversion.
         begin: called with the name of every stage before it is read.
-        replace: True replaces exports that are in `out` already.
+        replace: True replaces existing exports in `out`.
 
     Raises:
-        UserError: sources that do not fit, or stages that `out` has already; nothing is written
-            then.
+        UserError: sources do not fit, or stages exist in `out`; nothing has been written.
     """
     _check_request(sources, options)
     licence = terms(sources[0], options.licence)
@@ -105,8 +104,8 @@ def convert(
             f"{sources[0]} has no tokenizer beside it; give a folder that holds CLIP's with "
             "--tokenizer."
         )
-    lower = deepfloyd.is_pipeline(sources[0])  # as its pipelines prepare captions
-    own = lower or language_tensors.is_language_model(sources[0])  # no CLIP's
+    lower = deepfloyd.is_pipeline(sources[0])  # its pipelines lower-case captions
+    own = lower or language_tensors.is_language_model(sources[0])  # not CLIP's tokenizer
     literal = () if own else caption_tokenizer.declared_padding(folder)
     tokenizer = caption_tokenizer.load(folder, literal=literal, lower=lower)
     parts = [_typed(part, options.dtype) for part in parts]
@@ -133,10 +132,10 @@ def convert(
 
 
 def _check_request(sources: Sequence[pathlib.Path], options: ImportOptions) -> None:
-    """Rejects names of stages that no source has, and sources that do not exist.
+    """Checks the names of stages, and that sources exist.
 
     Raises:
-        UserError: naming the first.
+        UserError: a name is unknown or a source does not exist; names the first.
     """
     for stage in options.stages:
         one_of("stage in --stages", stage, (*STAGES, *WHOLE))
@@ -154,7 +153,7 @@ def _check_alone(sources: Sequence[pathlib.Path]) -> None:
     """Rejects further sources beside one that is converted alone.
 
     Raises:
-        UserError: naming them.
+        UserError: there are further sources.
     """
     if len(sources) > 1:
         others = ", ".join(str(source) for source in sources[1:])
@@ -165,10 +164,10 @@ def _check_alone(sources: Sequence[pathlib.Path]) -> None:
 
 
 def _check_absent(parts: Sequence[ConvertedStage], out: pathlib.Path) -> None:
-    """Rejects stages that a run has already.
+    """Rejects stages that a run already has.
 
     Raises:
-        UserError: naming them.
+        UserError: some exist; lists them.
     """
     existing = [part.name for part in parts if (out / part.name).exists()]
     if existing:
@@ -184,7 +183,7 @@ def _check_choice(
     """Rejects stages of --stages that the sources do not have.
 
     Raises:
-        UserError: naming the first, and the stages that they have.
+        UserError: names the first, and the stages that exist.
     """
     if options.stages == STAGES:
         return
@@ -197,10 +196,10 @@ def _check_choice(
 
 
 def _check_whole(options: ImportOptions, source: pathlib.Path, *, names: Sequence[str]) -> None:
-    """Rejects a choice among the stages of a source that is converted as a whole.
+    """Rejects --stages for a source that is converted as a whole.
 
     Raises:
-        UserError: naming its stages.
+        UserError: `options.stages` is not the default.
     """
     if options.stages != STAGES and not {*names} <= {*options.stages}:
         raise UserError(
@@ -210,7 +209,7 @@ def _check_whole(options: ImportOptions, source: pathlib.Path, *, names: Sequenc
 
 
 class _Codes(NamedTuple):
-    """A discrete VAE, perhaps with a transformer; their licence and the folder of its tokenizer."""
+    """A discrete VAE, possibly with a transformer; their licence and the tokenizer's folder."""
 
     parts: list[ConvertedStage]
     licence: str
@@ -221,13 +220,14 @@ def _codes_in(sources: Sequence[pathlib.Path], options: ImportOptions) -> _Codes
     """Returns the stages of DALL-E's chain in sources; None if there are none.
 
     Raises:
-        UserError: stages that do not fit, a VQGAN without the range of its pixels, or DALL-E mini.
+        UserError: stages do not fit, the pixel range of a VQGAN is missing, or the source is DALL-E
+            mini.
     """
     settings = sources[0] / "config.json"
     if settings.is_file() and read_json(settings).get("model_type") == "dallebart":
         raise UserError(
             f"{sources[0]} is DALL-E mini, a BART with cross-attention, which is another network "
-            "than DALL-E; minDALL-E, OpenAI's discrete VAE and VQGANs can be converted."
+            "than DALL-E; give minDALL-E, OpenAI's discrete VAE or a VQGAN."
         )
     if mindalle.is_mindalle(sources[0]):
         _check_alone(sources)
@@ -249,7 +249,7 @@ def _convert_codes(
     *,
     replace: bool,
 ) -> list[str]:
-    """Writes a discrete VAE, which reads no captions, and perhaps a transformer, which does."""
+    """Writes a discrete VAE, which reads no captions, and possibly a transformer, which does."""
     parts, licence, tokenizer_dir = codes
     _check_whole(options, sources[0], names=[part.name for part in parts])
     existing = [part.name for part in parts if (out / part.name).exists()]
@@ -278,7 +278,7 @@ def _convert_codes(
 def _check_vocabulary(
     parts: Sequence[ConvertedStage], tokenizer: caption_tokenizer.Tokenizer, folder: pathlib.Path
 ) -> None:
-    """Rejects a tokenizer with ids for which an encoder has no embedding."""
+    """Rejects a tokenizer whose ids exceed the embeddings of an encoder."""
     for part in parts:
         readers = {"clip": "CLIP", "text_encoder": "text encoder", "dalle": "transformer"}
         name = readers.get(part.stage)
@@ -295,7 +295,7 @@ def terms(source: pathlib.Path, licence: str) -> str:
 
     Args:
         source: folder or file of the weights.
-        licence: as the user names it; "" = that of the layout.
+        licence: name given by the user; "" = that of the layout.
     """
     if deepfloyd.is_pipeline(source):
         return f"{licence or deepfloyd.LICENCE}; {deepfloyd.SAFETY}"
@@ -304,21 +304,21 @@ def terms(source: pathlib.Path, licence: str) -> str:
 
 
 def report_stage(name: str) -> None:
-    """Writes a line to stderr for a stage, since large ones take minutes."""
+    """Writes a line on a stage to stderr, because large stages take minutes."""
     sys.stderr.write(f"converting {name} ...\n")
 
 
-# What reading files of others can end in where they are of another form than they seem.
+# Exceptions when files do not have the form that their names suggest.
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
 
 def _stages_in(
     sources: Sequence[pathlib.Path], options: ImportOptions
 ) -> tuple[list[ConvertedStage], pathlib.Path | None]:
-    """Returns `find_stages`.
+    """Calls `find_stages`, and reports malformed files as user errors.
 
     Raises:
-        UserError: as `find_stages`, also where configs are of another form than they seem.
+        UserError: see `find_stages`; or configs and tensors are malformed.
     """
     try:
         if deepfloyd.is_pipeline(sources[0]):
@@ -344,7 +344,7 @@ def _stages_in(
 def _clip_of(
     export: pathlib.Path, parts: Sequence[ConvertedStage], tokenizer: caption_tokenizer.Tokenizer
 ) -> str | None:
-    """Returns the identity of the CLIP in `export`, if the stages can belong to it."""
+    """Returns the identity of the CLIP in `export`, after checking that the stages match it."""
     card = read_manifest(export)
     if card.stage != "clip":
         raise UserError(f"--clip={export} is a {card.stage}; give the export of a CLIP.")
@@ -364,7 +364,7 @@ def _clip_of(
 
 
 def _typed(part: ConvertedStage, dtype: str) -> ConvertedStage:
-    """Returns the stage with its complete and checked config, computing in `dtype`."""
+    """Returns the stage with its complete and checked config, which computes in `dtype`."""
     config = as_dict(part.config)
     network = config["model"].get("unet", config["model"])
     network["dtype"] = dtype
@@ -377,10 +377,10 @@ def _typed(part: ConvertedStage, dtype: str) -> ConvertedStage:
 def find_stages(
     sources: Sequence[pathlib.Path], *, stages: Sequence[str] = karlo.STAGES
 ) -> tuple[list[ConvertedStage], pathlib.Path | None]:
-    """Finds the stages in `sources`, and the folder of a tokenizer if they have one.
+    """Finds the stages in `sources`, and the folder of their tokenizer if there is one.
 
     Raises:
-        UserError: no known layout, or one that does not fit.
+        UserError: the layout is unknown, or its files do not fit.
     """
     own = [stage for stage in stages if stage in karlo.STAGES]
     if karlo.is_pipeline(sources[0]):
@@ -395,13 +395,13 @@ def find_stages(
 
 
 def run_directory(models: pathlib.Path) -> pathlib.Path:
-    """Returns the run directory for `models`: itself, or public weights converted once beside them.
+    """Returns the run directory for `models`: itself, or a cached conversion of public weights.
 
     The cache DIR.unclip_jax is converted again when files of DIR have changed. DeepFloyd IF's stage
-    I is converted in bfloat16, in which its T5-XXL has 9 GiB, and with a stage II beside it.
+    I is converted in bfloat16, in which its T5-XXL takes 9 GiB, together with a stage II beside it.
 
     Raises:
-        UserError: the pipeline cannot be converted, or the folder beside it cannot be written.
+        UserError: the pipeline cannot be converted, or the cache cannot be written.
     """
     if not (karlo.is_pipeline(models) or original.is_original(models)):
         return models
@@ -419,7 +419,7 @@ def run_directory(models: pathlib.Path) -> pathlib.Path:
     sys.stderr.write(f"{named} is converted once, {kind}into {cache}\n")
     written = convert(sources, cache, options=options, begin=report_stage, replace=True)
     for old in {path.parent.name for path in cache.glob("*/export")} - {*written}:
-        shutil.rmtree(cache / old)  # of a source that is no longer there
+        shutil.rmtree(cache / old)  # from a source that no longer exists
     (cache / STAMP).write_text(stamp, encoding="utf-8")
     return cache
 

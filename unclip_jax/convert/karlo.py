@@ -4,7 +4,7 @@
     UnCLIPImageVariationPipeline   the same without prior, with image_encoder
     Kandinsky(V22)PriorPipeline    text_encoder, image_encoder, prior
 
-Several folders may complete each other. assembly.py makes stages of them.
+Several folders may complement each other. assembly.py assembles the stages.
 """
 
 import pathlib
@@ -33,7 +33,7 @@ PIPELINES = (
     "KandinskyV22PriorPipeline",
 )
 STAGES = ("clip", "prior", "decoder", "upsampler_256")
-# Stage -> its components; without the first one there is no such stage.
+# Stage -> its components; a stage exists only if its first component does.
 COMPONENTS = {
     "prior": ("prior",),
     "decoder": ("decoder", "text_proj"),
@@ -54,10 +54,10 @@ def is_pipeline(folder: pathlib.Path) -> bool:
 
 
 def components(folders: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
-    """Returns component -> its folder, in the first of `folders` that has it.
+    """Maps each component to its folder in the first of `folders` that has it.
 
     Raises:
-        UserError: a pipeline of another kind, or one with a component that no folder has.
+        UserError: a pipeline is of another kind, or a component is in no folder.
     """
     present: dict[str, pathlib.Path] = {}
     listed: dict[str, pathlib.Path] = {}
@@ -74,7 +74,7 @@ def components(folders: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
                 listed.setdefault(component, folder)
                 if (folder / component).is_dir():
                     present.setdefault(component, folder / component)
-        if (folder / "image_encoder").is_dir():  # which a text-to-image pipeline does not list
+        if (folder / "image_encoder").is_dir():  # not listed by text-to-image pipelines
             present.setdefault("image_encoder", folder / "image_encoder")
     lost = sorted(listed.keys() - present.keys() - {"safety_checker"})
     return {**present, **{name: listed[name] / name for name in lost}}
@@ -84,11 +84,11 @@ def read_stages(folders: Folders, *, stages: Sequence[str] = STAGES) -> list[Con
     """Returns the stages that the components form, in the order of the cascade.
 
     Args:
-        folders: from `components`.
-        stages: which are wanted; those that the pipeline does not have are left out.
+        folders: result of `components`.
+        stages: requested stages; those that the pipeline does not have are ignored.
 
     Raises:
-        UserError: a component is missing, a config is of another architecture.
+        UserError: a component is missing, or a config has another architecture.
     """
     converted = []
     text = _clip_config(folders)
@@ -97,16 +97,16 @@ def read_stages(folders: Folders, *, stages: Sequence[str] = STAGES) -> list[Con
             converted.append(_clip(folders, text))
         elif COMPONENTS[stage][0] in folders:
             for name in COMPONENTS[stage]:
-                _config(folders, name)  # missing ones are rejected by name
+                _config(folders, name)  # rejects missing components by name
             converted.append(MAKERS[stage](folders, text))
     return converted
 
 
 def _config(folders: Folders, name: str) -> tuple[dict[str, Any], str]:
-    """Reads a component's config; returns it with its path.
+    """Reads the config of a component; returns it and its path.
 
     Raises:
-        UserError: the component is not there.
+        UserError: the component is missing.
     """
     if name not in folders or not folders[name].is_dir():
         raise UserError(
@@ -154,7 +154,8 @@ def _prior(folders: Folders, text: ClipConfig) -> ConvertedStage:
     if (cfg.embed_dim, cfg.clip_text_width) != (text.embed_dim, text.text_width):
         raise UserError(
             f"{where} has embedding_dim {cfg.embed_dim}; the text encoder gives embeddings of "
-            f"{text.embed_dim} and features of {text.text_width}. They do not belong together."
+            f"{text.embed_dim} and features of {text.text_width}. They do not belong together: "
+            "copy both from one pipeline."
         )
     source = open_tensors(folders["prior"])
     lost = [name for name in prior_tensors.STATISTICS if name not in source.shapes]
@@ -185,7 +186,7 @@ def _decoder(folders: Folders, text: ClipConfig) -> ConvertedStage:
         if value != expected:
             raise UserError(
                 f"{where} has {name} {value}; the text encoder and the decoder beside it need "
-                f"{expected}. They do not belong together."
+                f"{expected}. They do not belong together: copy all from one pipeline."
             )
     cfg = assembly.decoder_config(network, settings, text)
     sources = {name: open_tensors(folders[name]) for name in ("text_proj", "decoder")}
@@ -199,12 +200,16 @@ def _upsampler(folders: Folders, text: ClipConfig) -> ConvertedStage:
     )
     cfg = unet_tensors.config(first, where=where)
     if cfg != unet_tensors.config(last, where=where):
-        raise UserError(f"{where} and the one of super_res_last differ; expected equal networks.")
+        raise UserError(
+            f"{where} and the one of super_res_last differ; expected equal networks. Copy both "
+            "from one pipeline."
+        )
     network = unet_tensors.config(*_config(folders, "decoder")[:1], where="decoder")
     base = network.image_size
     if cfg.image_size % base:
         raise UserError(
-            f"{where} has sample_size {cfg.image_size}, no multiple of the decoder's {base}."
+            f"{where} has sample_size {cfg.image_size}, no multiple of the decoder's {base}; copy "
+            "both from one pipeline."
         )
     names = ("super_res_first", "super_res_last")
     source = joined(

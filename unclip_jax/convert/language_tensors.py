@@ -39,7 +39,7 @@ FIXED = {
         "is_decoder": False,
     },
 }
-# Tensors that a file may hold beside the encoder: T5's decoder, and heads of BERT.
+# Additional tensors in a file: T5's decoder, and heads of BERT.
 BESIDE = ("decoder.", "lm_head.", "pooler.", "cls.", "embeddings.position_ids")
 PREFIXES = ("bert.", "model.")
 T5_BLOCK = {
@@ -64,7 +64,7 @@ BERT_BLOCK = {
 
 
 def is_language_model(folder: pathlib.Path) -> bool:
-    """True if a folder holds a T5 or BERT of transformers."""
+    """True if a folder contains a T5 or BERT of transformers."""
     path = folder / CONFIG
     return path.is_file() and read_json(path).get("model_type") in FAMILIES
 
@@ -73,11 +73,11 @@ def stage(folder: pathlib.Path, *, context: int | None = None) -> ConvertedStage
     """Returns the encoder in a folder of transformers as a stage.
 
     Args:
-        folder: config.json and safetensors, sharded or not.
+        folder: folder with config.json and safetensors, sharded or not.
         context: tokens per caption; None = 128, or BERT's positions if those are fewer.
 
     Raises:
-        UserError: another model, or an unsupported variant.
+        UserError: the model is another one, or its variant is not supported.
     """
     path = folder / CONFIG
     cfg = config(read_json(path), context=context, where=str(path))
@@ -95,10 +95,10 @@ def stage(folder: pathlib.Path, *, context: int | None = None) -> ConvertedStage
 def config(
     settings: Mapping[str, Any], *, context: int | None, where: str
 ) -> LanguageEncoderConfig:
-    """Returns our config of a config.json of transformers.
+    """Returns our config for a config.json of transformers.
 
     Raises:
-        UserError: another kind of model, or one that differs from ours.
+        UserError: the model is of another kind, or differs from ours.
     """
     kind = settings.get("model_type")
     if kind not in FAMILIES:
@@ -141,10 +141,12 @@ def settings(cfg: LanguageEncoderConfig) -> dict[str, Any]:
     """Returns the config.json of a T5 encoder; inverts `config`.
 
     Raises:
-        UserError: an encoder of another family.
+        UserError: the encoder is not a T5.
     """
     if cfg.family != "t5":
-        raise UserError(f"the text encoder is a {cfg.family}; only a T5 can be written.")
+        raise UserError(
+            f"the text encoder is a {cfg.family}; only a T5 can be written. Use --to=safetensors."
+        )
     sizes = (cfg.width, cfg.depth, cfg.heads, cfg.mlp, cfg.vocab_size)
     return {
         "model_type": "t5",
@@ -161,9 +163,10 @@ def settings(cfg: LanguageEncoderConfig) -> dict[str, Any]:
 
 
 def tidy(source: TensorSource, cfg: LanguageEncoderConfig) -> TensorSource:
-    """Removes the tensors beside the encoder, and unifies what files of some kinds name otherwise.
+    """Removes additional tensors, and unifies names that differ between files.
 
-    A whole BERT has a prefix, and T5's token table has two names, of which safetensors keeps one.
+    The names of a complete BERT have a prefix; T5's token table has two names, of which safetensors
+    stores one.
     """
     for prefix in PREFIXES:
         if any(name.startswith(f"{prefix}embeddings.") for name in source.shapes):

@@ -1,7 +1,8 @@
 """minDALL-E (kakaobrain/minDALL-E): its VQGAN as `dvae` and its transformer as `dalle`.
 
-The folder holds `stage1_last.ckpt`, `stage2_last.ckpt`, `tokenizer/` and `config.yaml`. One causal
-stream without a start of image, in which the last state of the caption predicts the first code.
+The folder contains `stage1_last.ckpt`, `stage2_last.ckpt`, `tokenizer/` and `config.yaml`. The
+transformer reads one causal stream without a start-of-image token; the last state of the caption
+predicts the first code.
 """
 
 import pathlib
@@ -21,8 +22,8 @@ from unclip_jax.weight_files.tensor_table import Entry, norm, transformer
 
 LICENCE = "CC-BY-NC-SA 4.0 (kakaobrain/minDALL-E)"
 STAGE_1, STAGE_2, SETTINGS = "stage1_last.ckpt", "stage2_last.ckpt", "config.yaml"
-TOP_K = 256  # with which its authors sample, at temperature 1
-HEAD = 64  # channels of a head, unless the settings give their number
+TOP_K = 256  # the authors' setting for sampling, at temperature 1
+HEAD = 64  # channels per head, unless the settings state the number of heads
 PARTS = {
     "norm_1": "ln1",
     "norm_2": "ln2",
@@ -36,15 +37,15 @@ PARTS = {
 
 
 def is_mindalle(folder: pathlib.Path) -> bool:
-    """Returns True if a folder holds both networks."""
+    """True if a folder contains both networks."""
     return all((folder / name).is_file() for name in (STAGE_1, STAGE_2))
 
 
 def tokenizer_dir(folder: pathlib.Path) -> pathlib.Path:
-    """Returns the folder of its tokenizer.
+    """Returns the folder of the tokenizer.
 
     Raises:
-        UserError: it is not there.
+        UserError: it is missing.
     """
     path = folder / "tokenizer"
     if not all((path / name).is_file() for name in CHARACTER_PAIRS):
@@ -59,11 +60,11 @@ def stages(folder: pathlib.Path, tokenizer: pathlib.Path) -> list[ConvertedStage
     """Reads both networks.
 
     Args:
-        folder: of the weights.
+        folder: folder of the weights.
         tokenizer: folder of the tokenizer.
 
     Raises:
-        UserError: other tensors or settings.
+        UserError: tensors or settings differ from those of minDALL-E.
     """
     vqgan = taming_vqgan.open_vqgan([folder / STAGE_1])
     if vqgan is None:
@@ -84,17 +85,17 @@ def stages(folder: pathlib.Path, tokenizer: pathlib.Path) -> list[ConvertedStage
 
 
 def _settings(folder: pathlib.Path) -> Mapping[str, str]:
-    """Returns the plain values of the settings by key; {} without a file."""
+    """Returns the scalar settings by key; {} without a file."""
     path = folder / SETTINGS
     text = read_small(path).decode("utf-8", "replace") if path.is_file() else ""
     return dict(re.findall(r"^\s*(\w+):[ \t]*([^\s#]+)", text, re.MULTILINE))
 
 
 def _config(source: TensorSource, settings: Mapping[str, str], *, pad_token: int) -> DalleConfig:
-    """Returns the sizes that shapes and settings have.
+    """Infers the sizes from shapes and settings.
 
     Raises:
-        UserError: tensors of other names, or an option that is not supported.
+        UserError: tensors have other names, or an option is not supported.
     """
     if settings.get("gelu_use_approx", "false").lower() == "true":
         raise UserError(

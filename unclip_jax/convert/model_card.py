@@ -1,4 +1,4 @@
-"""The model card (README with front matter) that goes with exported weights."""
+"""Model cards (README with front matter) of exported weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from unclip_jax.core.checks import listed
 from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.version import __version__
 
-# Public pipelines of this kind moved within diffusers; its loader needs to be told where.
+# Public pipelines of this class moved within diffusers; its loader has to be told their module.
 LOADING = """```python
 import diffusers.pipelines as pipelines
 import diffusers.pipelines.deprecated.unclip as unclip  # since 0.38; before, nothing is needed
@@ -48,8 +48,8 @@ def model_card(cards: Mapping[str, Manifest], *, pipeline: str | None) -> str:
     """Returns the text of README.md.
 
     Args:
-        cards: manifests of what was written, by name.
-        pipeline: class of the pipeline, or None for a CLIP alone.
+        cards: manifests of the written stages, by name.
+        pipeline: class of the pipeline, or None for a single CLIP.
     """
     kind = "text-to-image" if pipeline == "UnCLIPPipeline" else "image-to-image"
     library, task = ("diffusers", kind) if pipeline else ("transformers", "feature-extraction")
@@ -64,7 +64,7 @@ def import_card(cards: Mapping[str, Manifest], *, source: str) -> str:
 
     Args:
         cards: manifests of the stages, by folder.
-        source: names of the folders that they were converted from.
+        source: names of the folders from which they were converted.
     """
     parts = _card(cards, title=source, library="unclip_jax", task="text-to-image")
     return "\n\n".join([*parts, IMPORTED]) + "\n"
@@ -74,8 +74,8 @@ def imagen_card(cards: Mapping[str, Manifest], *, calls: Sequence[tuple[int, flo
     """Returns the text of README.md beside pipelines of DeepFloyd IF.
 
     Args:
-        cards: manifests of what was written, by name.
-        calls: steps and guidance of each pipeline.
+        cards: manifests of the written stages, by name.
+        calls: number of steps and guidance scale of each pipeline.
     """
     parts = _card(cards, title="IFPipeline", library="diffusers", task="text-to-image")
     loading = IMAGEN_LOADING + (IMAGEN_ENLARGING if len(calls) > 1 else "") + "```"
@@ -96,8 +96,8 @@ def run_card(cards: Mapping[str, Manifest], *, evaluation: Mapping[str, Any], dt
 
     Args:
         cards: manifests by folder.
-        evaluation: result of `evaluate` on the run; {} if it has none.
-        dtype: of the stored parameters.
+        evaluation: result of `evaluate` for the run; {} if there is none.
+        dtype: type of the stored parameters.
     """
     sizes = listed(sorted({card.size for card in cards.values()}), separator=", ")
     parts = _card(cards, title=f"Models: {sizes}", library="unclip_jax", task="text-to-image")
@@ -106,7 +106,7 @@ def run_card(cards: Mapping[str, Manifest], *, evaluation: Mapping[str, Any], dt
 
 
 def _scores(evaluation: Mapping[str, Any]) -> list[str]:
-    """Returns the checker's table of an evaluation, one row per source of z_img."""
+    """Returns a table of the checker's scores in an evaluation, one row per source of z_img."""
     rows: Mapping[str, Any] = evaluation.get("checker") or {}
     if not rows:
         return []

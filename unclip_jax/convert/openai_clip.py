@@ -1,7 +1,7 @@
 """CLIP in the layout of OpenAI and open_clip.
 
-The files hold no config. Widths, depths and patches follow from shapes; heads and activation do
-not: OpenAI's class has heads of 64 and quick_gelu, open_clip's configs say otherwise for its own.
+The files contain no config. Widths, depths and patches follow from shapes, but heads and activation
+do not: OpenAI's class has heads of 64 and quick_gelu, models of open_clip have them in a config.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,13 +16,13 @@ from unclip_jax.models.clip_config import ClipConfig
 from unclip_jax.weight_files import configs
 from unclip_jax.weight_files.tensor_source import Shape, TensorSource
 
-# Integers in OpenAI's archives, and the mask that older classes of open_clip kept.
+# Integers in OpenAI's archives, and the mask in older files of open_clip.
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 HEAD = 64  # width of OpenAI's heads
-TEXT_HEADS = 8  # of open_clip's text towers whose config does not say
+TEXT_HEADS = 8  # of open_clip's text towers whose config does not state it
 OPEN_CLIP = "open_clip_config.json"
 TOKENS = "token_embedding.weight"
-# Tensors from whose shapes sizes follow -> number of axes.
+# Tensors whose shapes determine sizes -> number of axes.
 RANKS = {
     TOKENS: 2,
     "text_projection": 2,
@@ -63,7 +63,7 @@ IN_BLOCK = {
     "mlp.fc2": "mlp.c_proj",
 }
 FUSED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-# What open_clip's configs may say of a tower, beyond its sizes, and the only value that ours has.
+# Settings of a tower in open_clip's configs besides its sizes, and the only supported value.
 TOWER = {
     "act_kwargs": None,
     "attentional_pool": False,
@@ -94,15 +94,15 @@ TEXT = {
 }
 VISION_SIZES = ("width", "layers", "mlp_ratio", "patch_size", "image_size", "head_width")
 TEXT_SIZES = ("width", "layers", "mlp_ratio", "context_length", "vocab_size", "heads")
-WORDS = ("hf_tokenizer_name", "tokenizer_kwargs")  # of the tokenizer, which is read elsewhere
+WORDS = ("hf_tokenizer_name", "tokenizer_kwargs")  # settings of the tokenizer, read elsewhere
 MODEL = ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "init_logit_scale", "custom_text")
 
 
 def own_names(source: TensorSource) -> TensorSource:
-    """Returns the tensors without the prefix of open_clip's class with a text tower of its own.
+    """Returns the tensors without the prefix that open_clip's `CustomTextCLIP` adds.
 
-    `CustomTextCLIP` with a plain text tower is the same network; its tower's names begin with
-    "text.".
+    `CustomTextCLIP` with a plain text tower is the same network, but the names of that tower begin
+    with "text.".
     """
     if f"text.{TOKENS}" not in source.shapes:
         return source
@@ -123,15 +123,15 @@ def is_openai(source: TensorSource) -> bool:
 def config(
     source: TensorSource, settings: Mapping[str, Any] | None = None, *, where: str = OPEN_CLIP
 ) -> ClipConfig:
-    """Derives sizes from shapes, heads and activation from open_clip's `model_cfg` or OpenAI's.
+    """Infers sizes from shapes; reads heads and activation from open_clip's `model_cfg` if given.
 
     Args:
         source: the tensors.
-        settings: an `open_clip_config.json`, if there is one.
-        where: names its file in messages.
+        settings: content of an `open_clip_config.json`; None = OpenAI's heads and activation.
+        where: name of that file in messages.
 
     Raises:
-        UserError: tensors that the sizes follow from are missing, or a tower is of another kind.
+        UserError: tensors that determine sizes are missing, or a tower is of another kind.
     """
     shapes = _shapes(source)
     model = configs.group(settings or {}, "model_cfg", where=where)
@@ -169,10 +169,10 @@ def config(
 
 
 def _shapes(source: TensorSource) -> Mapping[str, Shape]:
-    """Returns the shapes from which sizes follow, and all others.
+    """Returns the shapes of all tensors, after checking those that determine sizes.
 
     Raises:
-        UserError: one is missing or of another rank.
+        UserError: such a tensor is missing or has another rank.
     """
     for name, rank in RANKS.items():
         if name not in source.shapes:
@@ -189,10 +189,10 @@ def _shapes(source: TensorSource) -> Mapping[str, Shape]:
 
 
 def _checked(model: Mapping[str, Any], *, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the settings of both towers, if they are supported.
+    """Returns the settings of both towers.
 
     Raises:
-        UserError: naming the first setting that is not.
+        UserError: a setting is not supported; names the first.
     """
     configs.check_known(model, MODEL, where=where)
     vision, text = (configs.group(model, name, where=where) for name in ("vision_cfg", "text_cfg"))
@@ -203,7 +203,7 @@ def _checked(model: Mapping[str, Any], *, where: str) -> tuple[dict[str, Any], d
 
 
 def _agree(cfg: ClipConfig, model: Mapping[str, Any], *, where: str) -> None:
-    """Rejects a config whose sizes differ from the tensors'."""
+    """Rejects a config whose sizes differ from those of the tensors."""
     vision, text = (configs.group(model, name, where=where) for name in ("vision_cfg", "text_cfg"))
     pairs = (
         ("embed_dim", model.get("embed_dim"), cfg.embed_dim),
@@ -247,7 +247,7 @@ View = tuple[str, Callable[[np.ndarray], np.ndarray]]
 
 
 def _views(source: TensorSource) -> dict[str, View]:
-    """Returns transformers' name -> (name here, function of the array)."""
+    """Maps transformers' names to (name here, function of the array)."""
     same = np.asarray
     views: dict[str, View] = {new: (old, same) for new, old in SINGLE.items()}
     views |= {new: (old, np.transpose) for new, old in TRANSPOSED.items()}
@@ -269,7 +269,7 @@ def _views(source: TensorSource) -> dict[str, View]:
 
 
 def _third(index: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Slices queries, keys or values out of the fused projection (not interleaved per head)."""
+    """Slices queries, keys or values from the fused projection (not interleaved per head)."""
     return lambda array: np.split(array, 3)[index]
 
 

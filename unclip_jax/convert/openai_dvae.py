@@ -1,8 +1,8 @@
 """OpenAI's published discrete VAE: `encoder.pkl` and `decoder.pkl`, or their state dicts.
 
-The published files are pickled modules, which load by running the package `dall_e`. Here they are
-opened with `weights_only` and inert classes in the place of the ten that they name, so that
-nothing of theirs runs; any other name is rejected.
+The published files are pickled modules, which load by running code of the package `dall_e`. Here
+they are opened with `weights_only` and inert classes in place of the ten that they name, so that
+none of that code runs; any other name is rejected.
 """
 
 import pathlib
@@ -33,11 +33,11 @@ CLASSES = (
     "torch.nn.modules.pooling.MaxPool2d",
     "torch.nn.modules.upsampling.Upsample",
 )
-IMAGE_SIZE = 256  # of the paper; the networks are convolutional
+IMAGE_SIZE = 256  # as in the paper; the networks are convolutional
 
 
 def files(sources: Sequence[pathlib.Path]) -> dict[str, pathlib.Path]:
-    """Returns the files of encoder and decoder among sources, or in a folder; {} if not both."""
+    """Returns the files of encoder and decoder in `sources` or their folder; {} if not both."""
     folder = sources[0] if sources[0].is_dir() else None
     paths = sorted(folder.iterdir()) if folder else sources
     suffixes = (PICKLE, ".safetensors", *torch_files.SUFFIXES)
@@ -49,7 +49,7 @@ def stage(paths: dict[str, pathlib.Path]) -> ConvertedStage:
     """Reads the two files as the stage `dvae`.
 
     Raises:
-        UserError: a file that is damaged, names other classes, or holds other tensors.
+        UserError: a file is damaged, names other classes, or contains other tensors.
     """
     source = joined(
         str(paths["encoder"].parent), {side: _tensors(path) for side, path in paths.items()}
@@ -73,10 +73,10 @@ def _tensors(path: pathlib.Path) -> TensorSource:
 
 
 def _config(source: TensorSource) -> DvaeConfig:
-    """Returns the sizes that the shapes of tensors have.
+    """Infers the sizes from the shapes of tensors.
 
     Raises:
-        UserError: tensors of other names.
+        UserError: tensors have other names.
     """
     shapes = source.shapes
     try:

@@ -1,9 +1,9 @@
-"""Reader of Karlo's own checkpoint files, with their tensors renamed as in diffusers.
+"""Reader of Karlo's own checkpoint files, whose tensors are renamed as in diffusers.
 
-One file each for prior, decoder (with its text projection) and super-resolution (both networks),
-and one with CLIP's statistics. Attention is fused there and interleaved per head: the rows of one
-head's queries, keys and values follow each other. Sizes are Karlo's unless an `hparams.json` beside
-the files gives others.
+There is one file each for prior, decoder (with its text projection) and super-resolution (both
+networks), and one with CLIP's statistics. Attention is fused and interleaved per head: the rows of
+one head's queries, keys and values follow each other. Sizes are Karlo's unless an `hparams.json`
+beside the files has others.
 """
 
 import pathlib
@@ -29,7 +29,7 @@ from unclip_jax.weight_files.tensor_source import (
 )
 
 HPARAMS = "hparams.json"
-# Karlo v1 alpha, as its own configs have it.
+# Karlo v1 alpha, according to its own configs.
 SIZES: Mapping[str, Mapping[str, Any]] = {
     "prior": {"text_ctx": 77, "xf_width": 2048, "xf_layers": 20, "xf_heads": 32, "clip_dim": 768},
     "decoder": {
@@ -48,10 +48,10 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
     "sr": {"channels": 320, "depth": 3, "channels_multiple": [1, 2, 3, 4], "group_norm_groups": 32},
 }
 ENLARGED = 4
-# A tensor that each file has, whatever prefix its trainer gave it.
+# A tensor by which each file is recognised, whatever prefix its trainer added.
 PRIOR_ANCHOR, DECODER_ANCHOR = "prd_emb", "cf_param"
 SR_ANCHOR = "model_first_steps.time_embed.0.weight"
-# Beginnings of file names, as they were published.
+# Beginnings of the published file names.
 FILES = {"prior": "prior", "decoder": "decoder", "sr": "improved_sr", "stats": "ViT-L-14_stats"}
 CLIP_FILES = ("ViT-L-14.pt", "ViT-L-14.safetensors")
 
@@ -97,7 +97,7 @@ FUSED = {"qkv": ("to_q", "to_k", "to_v"), "encoder_kv": ("add_k_proj", "add_v_pr
 
 
 class View(NamedTuple):
-    """A tensor of the files, or a part of it, as one tensor here."""
+    """A tensor of the files, or a part of it, as a tensor of this package."""
 
     old: str
     change: Callable[[np.ndarray], np.ndarray] = np.asarray
@@ -114,9 +114,9 @@ def read_stages(
     """Returns the stages in a folder of original files, in the order of the cascade.
 
     Args:
-        folder: the files.
-        stages: which are wanted; those that the folder does not have are left out.
-        vocab_size: of the tokenizer; default: what the CLIP among the files has, or CLIP's.
+        folder: folder of the files.
+        stages: requested stages; those that the folder does not have are ignored.
+        vocab_size: size of the tokenizer; default: that of the CLIP among the files, else of CLIP.
 
     Raises:
         UserError: a file is missing or does not fit.
@@ -129,14 +129,16 @@ def read_stages(
 
 
 def clip_statistics(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    """Reads the (mean, deviation) of raw embeddings from `ViT-L-14_stats.th`.
+    """Reads the mean and deviation of raw embeddings from `ViT-L-14_stats.th`.
 
     Raises:
-        UserError: the file holds something else.
+        UserError: the file has other contents.
     """
     value = torch_files.read_value(path)
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise UserError(f"{path} holds a {type(value).__name__}; expected mean and deviation.")
+        raise UserError(
+            f"{path} holds a {type(value).__name__}; expected mean and deviation. Copy it again."
+        )
     mean, std = value
     return np.asarray(mean), np.asarray(std)
 
@@ -172,7 +174,7 @@ def prior_views(depth: int, heads: int) -> dict[str, View]:
 
 
 def unet_views(cfg: UNetConfig) -> dict[str, View]:
-    """Returns views of a U-Net's tensors; blocks are counted as they run, whatever their level."""
+    """Returns views of a U-Net's tensors; blocks are numbered in the order in which they run."""
     steps, views = plan(cfg), _pairs(UNET)
     for index, step in enumerate(steps.down, start=1):
         views |= _block(cfg, step.name, f"input_blocks.{index}.0", f"input_blocks.{index}.1")
@@ -213,7 +215,7 @@ def _pairs(
 
 
 def _unfused(old: str, new: Sequence[str], *, heads: int) -> dict[str, View]:
-    """Returns views of the maps in one fused, per-head interleaved projection."""
+    """Returns views of the projections in one fused projection, interleaved per head."""
     return {
         f"{name}.{end}": View(f"{old}.{end}", _share(index, len(new), heads))
         for index, name in enumerate(new)
@@ -231,14 +233,14 @@ def _share(index: int, count: int, heads: int) -> Callable[[np.ndarray], np.ndar
 
 
 def _flat(array: np.ndarray) -> np.ndarray:
-    """Returns a 1-d convolution of length 1 as a linear map, and biases unchanged."""
+    """Returns a convolution of length 1 as a linear map; returns biases unchanged."""
     return array.squeeze(2) if array.ndim == 3 else array
 
 
 def _clip(
     folder: pathlib.Path, hparams: Mapping[str, Any], vocab_size: int
 ) -> ConvertedStage | None:
-    """Reads the CLIP that was published with them, which is OpenAI's."""
+    """Reads the CLIP that was published with the files, which is OpenAI's."""
     for name in CLIP_FILES:
         if (folder / name).is_file():
             return standalone_clip.clip_from(folder / name)[0]

@@ -1,4 +1,4 @@
-"""Relatives of CLIP that are not supported, recognised by their tensors or their configs."""
+"""Variants of CLIP that are not supported, recognised by their tensors or configs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ MODEL_TYPES = {
     "blip": "BLIP: it has cross-attention between its towers",
     "metaclip_2": "MetaCLIP 2: its text tower and tokenizer are multilingual",
 }
-# Part of a tensor's name -> name of the model; the first that occurs counts.
+# Part of a tensor's name -> name of the model; the first match counts.
 TENSORS = {
     "logit_bias": SIGLIP,
     "text_decoder.": COCA,
@@ -38,14 +38,14 @@ TENSORS = {
 
 
 def reject(source: TensorSource, settings: Mapping[str, Any]) -> None:
-    """Rejects a model that is a relative of CLIP, by name.
+    """Rejects an unsupported variant of CLIP, by name.
 
     Args:
         source: its tensors.
         settings: its `config.json` or the `model_cfg` of its `open_clip_config.json`; {} = none.
 
     Raises:
-        UserError: it is one.
+        UserError: the model is such a variant.
     """
     name = _by_settings(settings) or _by_tensors(source)
     if name:

@@ -1,4 +1,4 @@
-"""Preprocessing of CLIP's images as public files state it: taken over, or rejected by name.
+"""Image preprocessing of CLIP according to public files: adopted, or rejected by name.
 
 Our CLIP resizes the shorter side with Pillow's bicubic filter, crops the centre and standardises
 every channel; only size, mean and deviation vary.
@@ -22,7 +22,7 @@ def of_transformers(cfg: ClipConfig, settings: Mapping[str, Any], *, where: str)
     """Returns `cfg` with the statistics of a preprocessor_config.json.
 
     Raises:
-        UserError: it prepares images in another way.
+        UserError: the file specifies another preprocessing.
     """
     if "image" not in cfg.towers:
         return cfg
@@ -46,12 +46,12 @@ def of_open_clip(cfg: ClipConfig, settings: Mapping[str, Any], *, where: str) ->
     """Returns `cfg` with the statistics of an open_clip_config.json's `preprocess_cfg`.
 
     Raises:
-        UserError: it prepares images in another way.
+        UserError: the file specifies another preprocessing.
     """
     configs.check_known(settings, OPEN_CLIP, where=where)
     side = cfg.image_size
     _fixed(settings, "resize_mode", ("shortest",), where)
-    _fixed(settings, "interpolation", ("bicubic", "random"), where)  # random in training alone
+    _fixed(settings, "interpolation", ("bicubic", "random"), where)  # random only in training
     _fixed(settings, "mode", ("RGB",), where)
     _fixed(settings, "size", (side, [side, side]), where)
     return _with_statistics(cfg, settings, ("mean", "std"), where)
@@ -60,7 +60,7 @@ def of_open_clip(cfg: ClipConfig, settings: Mapping[str, Any], *, where: str) ->
 def _with_statistics(
     cfg: ClipConfig, settings: Mapping[str, Any], names: tuple[str, str], where: str
 ) -> ClipConfig:
-    """Returns `cfg` with mean and deviation of pixels, where the settings have them.
+    """Returns `cfg` with mean and deviation of pixels, if the settings have them.
 
     Most public models have OpenAI's numbers, which are the default; LAION's L/14 has 0.5.
     """
@@ -78,7 +78,7 @@ def _with_statistics(
 
 
 def _fixed(settings: Mapping[str, Any], name: str, allowed: tuple[Any, ...], where: str) -> None:
-    """Rejects a value that is stated and not among those allowed; True is not 1."""
+    """Rejects a setting whose value is not among `allowed`; True does not equal 1."""
     value = settings.get(name)
     same = (type(value) is type(choice) and value == choice for choice in allowed)
     if value is not None and not any(same):

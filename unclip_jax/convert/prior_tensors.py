@@ -8,7 +8,7 @@ from unclip_jax.weight_files import configs
 from unclip_jax.weight_files.tensor_table import Entry, linear, norm, transformer
 
 CLASS = "PriorTransformer"
-STATISTICS = ("clip_mean", "clip_std")  # [1, z] each, in the file and no parameters of ours
+STATISTICS = ("clip_mean", "clip_std")  # [1, z] each; not parameters in this package
 BLOCK = {
     "attention/q": "attn1.to_q",
     "attention/k": "attn1.to_k",
@@ -41,15 +41,15 @@ SIZES = (
 
 
 def config(settings: Mapping[str, Any], *, vocab_size: int, where: str) -> PriorConfig:
-    """Returns our config of a `PriorTransformer`'s config.
+    """Returns our config for the config of a `PriorTransformer`.
 
     Args:
         settings: the component's config.json.
-        vocab_size: of the tokenizer (these networks read features, not ids).
-        where: names the file in messages.
+        vocab_size: size of the tokenizer (these networks read features, not ids).
+        where: name of the file in messages.
 
     Raises:
-        UserError: another class, a size that is missing, an unsupported variant.
+        UserError: the class or variant is not supported, or a size is missing.
     """
     configs.check_class(settings, CLASS, where=where)
     heads, head, depth, z, context = configs.required_sizes(settings, SIZES, where=where)

@@ -9,7 +9,7 @@ from unclip_jax.models.decoder import DecoderConfig
 from unclip_jax.models.prior import PriorConfig
 from unclip_jax.stages.registry import folder_entry
 
-CHAIN = {"model.num_timesteps": 1000}  # networks there read t itself, in a chain of any length
+CHAIN = {"model.num_timesteps": 1000}  # their networks read t itself, in a chain of any length
 UNET = {
     **CHAIN,
     "model.unet.patch": 1,
@@ -53,20 +53,20 @@ REQUIRED: Mapping[str, Mapping[str, Any]] = {
 
 
 def check(configs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Rejects stages without a class in those libraries.
+    """Checks that the libraries have a class for every stage.
 
     Args:
-        configs: name of a stage, a key of REQUIRED -> its config as the manifest has it.
+        configs: name of a stage, a key of REQUIRED -> its config in the manifest.
 
     Raises:
-        UserError: naming every unsupported option of every stage.
+        UserError: options are not supported; lists all options of all stages.
     """
     unsupported = {name: _unsupported(name, config) for name, config in configs.items()}
     complaints = [f"the {name} has {', '.join(x)}" for name, x in unsupported.items() if x]
     if complaints:
         raise UserError(
             f"{'; '.join(complaints)}; diffusers has no class for that, so it cannot be "
-            "written in its layout. Use --to=safetensors, or train a size that is made for it "
+            "written in its layout. Use --to=safetensors, or train a size for this layout "
             "(launch/cascade karlo)."
         )
 
@@ -91,7 +91,7 @@ def _unsupported(name: str, config: Mapping[str, Any]) -> list[str]:
 
 
 def _value(config: Mapping[str, Any], path: str, default: Any) -> Any:
-    """Returns an export's value under a dotted path; without the option, its default."""
+    """Returns the value of an export at a dotted path, or the default if it is missing."""
     *groups, last = path.split(".")
     for group in groups:
         config = config.get(group, {})

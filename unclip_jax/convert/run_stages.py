@@ -1,4 +1,4 @@
-"""The exported stages of a run directory, and the draft of what is written from them."""
+"""The exported stages of a run directory, and folders that appear only when complete."""
 
 import contextlib
 import pathlib
@@ -21,7 +21,7 @@ class ExportedStage(NamedTuple):
     card: Manifest
 
     def params(self, shapes: Params) -> Params:
-        """Reads its parameters as they are stored, rounded or not."""
+        """Reads its parameters in their stored type."""
         return load.read_params(self.path, abstract=shapes)
 
 
@@ -29,7 +29,7 @@ def find(run_dir: pathlib.Path) -> dict[str, ExportedStage]:
     """Returns the stages of a run directory by folder.
 
     Raises:
-        UserError: it has none, or stages that do not fit each other.
+        UserError: there are none, or they do not fit each other.
     """
     places = load.find_stages(run_dir, names=run_folders())
     if not places:
@@ -46,7 +46,7 @@ def _link(name: str, card: Manifest) -> Link:
 
 @contextlib.contextmanager
 def draft(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a folder beside `out` that is renamed to it when all is written.
+    """Yields a folder beside `out` that is renamed to it when it is complete.
 
     Raises:
         UserError: `out` exists and is not empty, or cannot be written.

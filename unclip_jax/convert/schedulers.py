@@ -10,7 +10,7 @@ CLASS = "UnCLIPScheduler"
 MAX_TIMESTEPS = 100_000
 TARGETS = {"sample": "x_0", "epsilon": "eps"}
 VARIANCES = {"fixed_small_log": "small", "learned_range": "learned_range"}
-# The class's own defaults, which a file may leave out.
+# Defaults of the class, for values that a file leaves out.
 DEFAULTS = {
     "num_train_timesteps": 1000,
     "variance_type": "fixed_small_log",
@@ -19,7 +19,7 @@ DEFAULTS = {
     "prediction_type": "epsilon",
     "beta_schedule": "squaredcos_cap_v2",
 }
-# What Karlo's pipeline ships, for components that come without their scheduler.
+# Values of Karlo's pipeline, for components without their scheduler.
 KARLO = {
     "prior": {"prediction_type": "sample", "clip_sample_range": 5.0},
     "decoder": {"variance_type": "learned_range"},
@@ -32,17 +32,17 @@ USUAL = {"prior": ("25", 4.0), "decoder": ("25", 8.0), "super_res": ("7", 1.0)}
 def config(
     settings: Mapping[str, Any], *, role: str, where: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns (diffusion, sampling), as the stages of this package have them.
+    """Returns (diffusion, sampling) in the form of this package's stages.
 
-    The arithmetic is the scheduler's own, float32.
+    The arithmetic is that of the scheduler, float32.
 
     Args:
-        settings: a scheduler_config.json.
+        settings: content of a scheduler_config.json.
         role: "prior", "decoder" or "super_res", for the usual steps and guidance.
-        where: names the file in messages.
+        where: name of the file in messages.
 
     Raises:
-        UserError: another scheduler or an unsupported variant.
+        UserError: the scheduler or its variant is not supported.
     """
     configs.check_class(settings, CLASS, where=where)
     configs.check_known(settings, list(DEFAULTS), where=where)
@@ -79,10 +79,10 @@ def config(
 
 
 def settings(diffusion: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverts `config`, for stages that such a scheduler can run.
+    """Inverts `config`, for stages that such a scheduler can sample.
 
     Raises:
-        UserError: naming the first setting that it has no word for.
+        UserError: the scheduler cannot express a setting; names the first.
     """
     fixed = {
         "diffusion.schedule": (diffusion["schedule"], "cosine"),
@@ -92,8 +92,8 @@ def settings(diffusion: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict[
     for name, (value, expected) in fixed.items():
         if value != expected:
             raise UserError(
-                f"{name} is {value!r}; {CLASS} knows {expected!r} alone, so this stage cannot be "
-                "written in its layout."
+                f"{name} is {value!r}; {CLASS} supports only {expected!r}, so this stage cannot be "
+                "written in its layout. Use --to=safetensors."
             )
     ours = {ours: theirs for theirs, ours in VARIANCES.items()}
     targets = {ours: theirs for theirs, ours in TARGETS.items()}

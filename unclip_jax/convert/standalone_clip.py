@@ -1,4 +1,4 @@
-"""Reader of a CLIP on its own: a folder of transformers or open_clip, or a single file."""
+"""Reader of a single CLIP: a folder of transformers or open_clip, or a file."""
 
 import pathlib
 import sys
@@ -14,7 +14,7 @@ from unclip_jax.weight_files.tensor_source import TensorSource, open_tensors, re
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "merges.txt", "bpe_simple_vocab_16e6.txt.gz")
-# Tensors that a CLIP has: OpenAI's names, transformers', and those of its bare text tower.
+# Tensors by which a CLIP is recognised: OpenAI's names, transformers', and its bare text tower's.
 ANCHORS = (
     "visual.conv1.weight",
     "text_model.embeddings.token_embedding.weight",
@@ -22,7 +22,7 @@ ANCHORS = (
     "embeddings.token_embedding.weight",
 )
 
-# Names that the original U-Nets of GLIDE have and no CLIP has.
+# Names that GLIDE's original U-Nets have and no CLIP has.
 GLIDE = {"input_blocks.0.0.weight", "transformer_proj.weight", "token_embedding.weight"}
 
 
@@ -30,7 +30,7 @@ def clip_from(path: pathlib.Path) -> list[ConvertedStage]:
     """Reads the CLIP at `path` as a stage.
 
     Raises:
-        UserError: neither a layout of transformers nor of OpenAI, or one that does not fit.
+        UserError: the layout is neither that of transformers nor OpenAI's, or tensors do not fit.
     """
     folder = path if path.is_dir() else path.parent
     tensors = open_tensors(path)
@@ -61,14 +61,14 @@ def clip_from(path: pathlib.Path) -> list[ConvertedStage]:
 
 
 def _of_openai(tensors: TensorSource, beside: pathlib.Path) -> ConvertedStage:
-    """Returns the stage of a CLIP in OpenAI's names; `beside` is open_clip's config, if it exists.
+    """Returns the stage of a CLIP with OpenAI's names; `beside` is open_clip's config, if any.
 
     Raises:
-        UserError: another model, or one that does not fit its config.
+        UserError: the model is another one, or does not match its config.
     """
     settings = read_json(beside) if beside.is_file() else None
     if settings is not None and "model_cfg" not in settings and "vision_cfg" in settings:
-        settings = {"model_cfg": settings}  # as open_clip's package keeps its configs
+        settings = {"model_cfg": settings}  # the form of the configs in open_clip's package
     model = configs.group(settings or {}, "model_cfg", where=str(beside))
     other_clips.reject(tensors, model)
     if settings is None:

@@ -1,7 +1,7 @@
 """VQGANs of taming-transformers (arXiv 2012.09841): f8 with Gumbel codes, f16 with a codebook.
 
-Sizes are read from names and shapes. The range of pixels is not in the file, and the same networks
-exist with two, so the caller gives it.
+Sizes are inferred from names and shapes. The pixel range is not in the file and varies between
+models with the same network, so the caller has to give it.
 """
 
 import pathlib
@@ -19,16 +19,16 @@ from unclip_jax.weight_files.tensor_source import SAFE, TensorSource, open_tenso
 from unclip_jax.weight_files.tensor_table import Entry, linear, norm
 
 LICENCE = "MIT (CompVis/taming-transformers)"
-IMAGE_SIZE = 256  # of the published models; the networks are convolutional
+IMAGE_SIZE = 256  # as in the published models; the networks are convolutional
 MARK = "quantize.embedding.weight", "quantize.embed.weight"
 LOSS = re.compile(r"^loss\.|\.num_batches_tracked$")  # discriminator and LPIPS
 
 
 def open_vqgan(sources: Sequence[pathlib.Path]) -> TensorSource | None:
-    """Returns the tensors of a VQGAN in a single file; None if it holds something else.
+    """Returns the tensors of a VQGAN in a single file; None if the file has other contents.
 
     Raises:
-        UserError: a file that is damaged, or whose pickle holds more than tensors.
+        UserError: the file is damaged, or its pickle contains more than tensors.
     """
     path = sources[0]
     if len(sources) > 1 or not path.is_file() or path.suffix not in (SAFE, *torch_files.SUFFIXES):
@@ -48,7 +48,7 @@ def stage(source: TensorSource, *, pixels: str | None) -> ConvertedStage:
         pixels: range of its images, "signed" or "unit".
 
     Raises:
-        UserError: no range, or other tensors.
+        UserError: the range is missing, or tensors differ.
     """
     if pixels not in PIXELS:
         raise UserError(
@@ -69,10 +69,10 @@ def stage(source: TensorSource, *, pixels: str | None) -> ConvertedStage:
 
 
 def config(source: TensorSource, *, pixels: str) -> DvaeConfig:
-    """Returns the sizes that names and shapes of tensors have.
+    """Infers the sizes from names and shapes of tensors.
 
     Raises:
-        UserError: tensors of other names.
+        UserError: tensors have other names.
     """
     shapes = source.shapes
     try:
@@ -87,7 +87,8 @@ def config(source: TensorSource, *, pixels: str) -> DvaeConfig:
     except (KeyError, ValueError):
         raise UserError(
             f"{source.where} does not hold the tensors of a VQGAN of taming-transformers "
-            "(encoder.conv_in, encoder.down.0.block.0...., quantize, post_quant_conv)."
+            "(encoder.conv_in, encoder.down.0.block.0...., quantize, post_quant_conv); copy it "
+            "again."
         ) from None
     return DvaeConfig(
         image_size=IMAGE_SIZE,
@@ -108,7 +109,7 @@ def config(source: TensorSource, *, pixels: str) -> DvaeConfig:
 
 
 def _count(names: object, pattern: str) -> int:
-    """Returns one more than the largest number that a pattern finds in names."""
+    """Returns one more than the largest number that a pattern matches in names."""
     matches = (re.match(pattern, str(name)) for name in names)  # pyright: ignore[reportGeneralTypeIssues]
     return 1 + max(int(match[1]) for match in matches if match)
 

@@ -1,8 +1,8 @@
 """U-Nets in the layouts of diffusers: Karlo's decoder and its super-resolution networks.
 
-`UNet2DConditionModel` with SimpleCrossAttn blocks, and `UNet2DModel` with Resnet blocks; one table
-serves both, since their names agree. Our levels count from the finest, theirs in the order of
-running, so that going up is reversed.
+One table describes `UNet2DConditionModel` with SimpleCrossAttn blocks and `UNet2DModel` with Resnet
+blocks, because their names agree. Levels are counted from the finest here, and in the order of
+running there, so the upward half is reversed.
 """
 
 from collections.abc import Mapping
@@ -63,10 +63,10 @@ FIXED_PLAIN = {
 
 
 def config(settings: Mapping[str, Any], *, where: str) -> UNetConfig:
-    """Returns our config of a U-Net's config in diffusers.
+    """Returns our config for the config of a U-Net of diffusers.
 
     Raises:
-        UserError: another class, a size that is missing, an unsupported variant.
+        UserError: the class or variant is not supported, or a size is missing.
     """
     name = PLAIN if settings.get("_class_name") == PLAIN else CONDITIONED
     configs.check_class(settings, name, where=where)
@@ -108,7 +108,7 @@ def config(settings: Mapping[str, Any], *, where: str) -> UNetConfig:
         **conditioned,
     }
     cfg = configs.sized(UNetConfig, values, where=where)
-    configs.described(lambda: plan(cfg), where=where)  # rejects levels that do not fit
+    configs.described(lambda: plan(cfg), where=where)  # rejects inconsistent levels
     return cfg
 
 
@@ -161,7 +161,7 @@ def entries(cfg: UNetConfig, *, unet: str = "unet", time: str = "time") -> list[
 
 
 def _step(unet: str, step: BlockSpec, features: int, cfg: UNetConfig) -> list[Entry]:
-    """Returns the rows of one residual block of `features` input channels, and its attention."""
+    """Returns the rows of one residual block with `features` input channels, and its attention."""
     block, attention = names(step.name, len(cfg.multiples))
     ours = f"{unet}/{step.name}"
     table = [
@@ -195,7 +195,7 @@ PROJECTIONS = {
 
 
 def names(step: str, levels: int) -> tuple[str, str]:
-    """Returns the external residual block and attention of a step such as "up_2_0"."""
+    """Returns the diffusers names of a step such as "up_2_0": its residual block and attention."""
     part, first, *rest = step.split("_")
     if part == "middle":
         return f"mid_block.resnets.{first}", f"mid_block.attentions.{first}"
@@ -211,7 +211,7 @@ def _types(part: str, attends: list[bool]) -> list[str]:
 
 
 def _attention(settings: Mapping[str, Any], sides: list[int], where: str) -> tuple[int, ...]:
-    """Returns the sides of the levels whose blocks attend."""
+    """Returns the sides of the levels with attention."""
     types = settings.get("down_block_types") or []
     if not isinstance(types, list | tuple):
         raise UserError(f"{where} has down_block_types {short(types)}; expected one per level.")
