@@ -1,7 +1,7 @@
-"""metrics: image quality, with the protocol and the uncertainty beside every figure.
+"""metrics: image quality; every score comes with its protocol and uncertainty.
 
-Holds confidence intervals, the exact checkers of the worlds, feature extractors with FID's
-Inception, distances and scores on features, PSNR, and guided-diffusion's .npz files. Sets of images
+Contains confidence intervals, the exact checkers of the worlds, feature extractors with FID's
+Inception, distances and scores of features, PSNR, and guided-diffusion's .npz files. Sets of images
 and commands are in `evaluation`. Start at report.py, then extractors.py; for the checkers at
 worlds.py.
 """

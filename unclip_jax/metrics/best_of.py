@@ -1,7 +1,7 @@
-"""The best of n candidates without bias, from m candidates of each caption (n = 1, ..., m).
+"""Unbiased estimate of the best of n candidates from m candidates per caption (n = 1, ..., m).
 
 Sorted by score, the i-th best of m is the best of a random subset of n with probability
-C(m - i, n - 1) / C(m, n), so one set of candidates gives the whole curve of means.
+C(m - i, n - 1) / C(m, n), so one set of candidates yields the whole curve of means.
 """
 
 import math
@@ -17,7 +17,7 @@ def expected_best(
 
     Args:
         quality: of every candidate of every caption, such as a verdict of 0 or 1.
-        scores: by which the best is chosen; of equal ones the first counts as the higher.
+        scores: score by which the best is chosen; the first of equal ones counts as the highest.
     """
     order = np.argsort(-scores, axis=1, kind="stable")
     ranked, count = np.take_along_axis(quality, order, axis=1), quality.shape[1]

@@ -1,8 +1,8 @@
 """Calibration of samples from a conditional distribution, one set per held-out example.
 
-Samples are calibrated if the true value looks like one more of them: its rank among them is then
-uniform, and central intervals of the samples cover it as often as they should (Gneiting, Balabdaoui
-and Raftery 2007, JRSS B 69, 243).
+Samples are calibrated if the true value is statistically indistinguishable from them: its rank
+among them is then uniform, and central intervals of the samples cover it at their nominal rate
+(Gneiting, Balabdaoui and Raftery 2007, JRSS B 69, 243).
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from unclip_jax.metrics.neighbours import blocks
 DIRECTIONS = 32
 LEVEL = 0.9
 PERMUTATIONS = 200
-MOST = 1000  # rows of each set in an energy test
+MOST = 1000  # rows per set in an energy test
 
 Rows = Float[np.ndarray, "n z"]
 Others = Float[np.ndarray, "m z"]
@@ -28,8 +28,9 @@ class Coverage(NamedTuple):
     """Share of true values inside central intervals of the samples.
 
     Attributes:
-        expected: share of a calibrated distribution; near `LEVEL`, as the number of samples allows.
-        measured: over examples and directions, with an interval over examples.
+        expected: share for a calibrated distribution; as near to `LEVEL` as the number of samples
+            allows.
+        measured: mean over examples and directions, with an interval over examples.
     """
 
     expected: float
@@ -37,7 +38,7 @@ class Coverage(NamedTuple):
 
 
 class EnergyTest(NamedTuple):
-    """Energy distance of two sets, and the share of random divisions whose distance is larger."""
+    """Energy distance of two sets, and the share of random splits with a larger distance."""
 
     distance: float
     p_value: float
@@ -48,13 +49,13 @@ def ranks(
 ) -> Int[np.ndarray, "n k"]:
     """Computes the rank of the true value among its samples, 0 to m, along random directions.
 
-    Ties are broken at random, so that samples which are all equal to the true value are calibrated.
+    Ties are broken at random, so samples that all equal the true value are calibrated.
 
     Args:
-        samples: m per example.
-        true: one per example.
+        samples: m samples per example.
+        true: one true value per example.
         directions: number k of directions, uniform on the sphere.
-        seed: of directions and ties.
+        seed: seed of directions and ties.
     """
     generator = np.random.default_rng(seed)
     axes = generator.normal(size=(true.shape[1], directions))
@@ -67,11 +68,11 @@ def ranks(
 def coverage(rank: Int[np.ndarray, "n k"], *, num: int, level: float = LEVEL) -> Coverage:
     """Computes the coverage of central intervals from `ranks` among `num` samples.
 
-    The interval reaches from the a-th smallest sample to the a-th largest, which `num` + 1 - 2 a of
-    `num` + 1 equally likely ranks fall into.
+    The interval extends from the a-th smallest sample to the a-th largest and therefore contains
+    `num` + 1 - 2 a of the `num` + 1 equally likely ranks.
 
     Raises:
-        UserError: too few samples for an interval of this level.
+        UserError: there are too few samples for an interval of this level.
     """
     in_range("level", level, 0.0, 1.0)
     cut = max(round((1.0 - level) / 2 * (num + 1)), 1)
@@ -84,19 +85,22 @@ def coverage(rank: Int[np.ndarray, "n k"], *, num: int, level: float = LEVEL) ->
 def energy_test(one: Rows, other: Others, *, seed: int = 0) -> EnergyTest:
     """Computes the energy distance 2 E|X-Y| - E|X-X'| - E|Y-Y'| and a permutation test.
 
-    Szekely and Rizzo (2013), J. Stat. Plan. Inference 143, 1249. Unbiased, so that it may be
-    negative; of larger sets `MOST` random rows each.
+    Szekely and Rizzo (2013), J. Stat. Plan. Inference 143, 1249. The estimate is unbiased and may
+    therefore be negative. Of larger sets, `MOST` random rows are used.
 
     Args:
-        one: a set.
-        other: another one.
-        seed: of rows and permutations.
+        one: a set of rows.
+        other: another set of rows.
+        seed: seed of the choice of rows and of the permutations.
 
     Raises:
-        UserError: fewer than two rows in a set.
+        UserError: a set has fewer than two rows.
     """
     if min(len(one), len(other)) < 2:
-        raise UserError("an energy distance needs at least 2 rows in each set.")
+        raise UserError(
+            f"an energy distance needs at least 2 rows in each set, but they have {len(one)} and "
+            f"{len(other)}; give more."
+        )
     generator = np.random.default_rng(seed)
     parts = [generator.permutation(rows)[:MOST] for rows in (one, other)]
     pool = np.concatenate(parts)
@@ -113,7 +117,7 @@ def energy_test(one: Rows, other: Others, *, seed: int = 0) -> EnergyTest:
 
 
 def _energy(distances: np.ndarray, side: np.ndarray) -> float:
-    """Computes the energy distance of the rows whose side is 1 to the others."""
+    """Computes the energy distance between the rows with side 1 and the others."""
     n, m = side.sum(), (1 - side).sum()
     rows = distances @ side
     within, between = float(side @ rows), float((1 - side) @ rows)

@@ -21,9 +21,9 @@ def cosine(sampled: Vectors, true: Vectors) -> Mean:
 def retrieval_ranks(sampled: Vectors, pool: Vectors, *, group: int) -> Int[np.ndarray, " m"]:
     """Computes the rank of row i of `pool` by its dot product with row i of `sampled`, 1 = nearest.
 
-    Rows are compared within groups of `group`, on which ranks depend; an incomplete last group is
-    left out, unless it is the only one. Ties count in full, so vectors that do not distinguish rows
-    have the worst rank.
+    Rows are compared within groups of `group` rows, on whose size ranks depend; an incomplete last
+    group is left out unless it is the only one. Ties count as if the others ranked higher, so
+    vectors that do not distinguish rows have the worst rank.
     """
     group = min(group, len(sampled))
     ranks = []
@@ -35,7 +35,7 @@ def retrieval_ranks(sampled: Vectors, pool: Vectors, *, group: int) -> Int[np.nd
 
 
 def retrieval_rate(sampled: Vectors, pool: Vectors, *, group: int) -> Rate:
-    """Computes retrieval at 1: the share of rows whose own row of `pool` is the nearest."""
+    """Computes retrieval at 1: the share of rows whose nearest row of `pool` is their own."""
     ranks = retrieval_ranks(sampled, pool, group=group)
     return wilson(int(np.sum(ranks == 1)), len(ranks))
 

@@ -1,4 +1,4 @@
-"""Feature extractors: uint8 images to the features of scores, with a protocol to report.
+"""Feature extractors: functions from uint8 images to features, with the protocol of the features.
 
 An extractor is a value. `prepare` runs on the host and is part of the protocol; `apply` is pure
 and runs on the devices.
@@ -30,9 +30,9 @@ class Extractor:
 
     Attributes:
         kind: "inception" or "clip".
-        protocol: facts to report beside every figure made with it; JSON-ready.
-        prepare: uint8 images of any one size -> inputs of the network.
-        params: of the network.
+        protocol: JSON-ready facts to report with every score computed from the features.
+        prepare: uint8 images of one size -> inputs of the network.
+        params: parameters of the network.
         apply: (params, prepared images) -> arrays with one row per image.
     """
 
@@ -51,19 +51,19 @@ def inception(
     cfg: InceptionConfig = InceptionConfig(),
     side: int = SIDE,
 ) -> Extractor:
-    """Inception-v3: pooled features, the spatial ones of sFID, and class probabilities.
+    """Returns Inception-v3: pooled features, the spatial ones of sFID, and class probabilities.
 
-    Probabilities leave out the last bias, as in ADM's evaluator.
+    Probabilities are computed without the bias of the last layer, as in ADM's evaluator.
 
     Args:
-        params: of `Inception(cfg)`.
+        params: parameters of `Inception(cfg)`.
         weights: identity of the parameters, for the protocol.
         resize_name: one of `resize.RESIZES`.
-        cfg: of the network.
-        side: pixels; other than 299 for tests only.
+        cfg: config of the network.
+        side: side of its input in pixels; other than 299 only in tests.
 
     Raises:
-        UserError: an unknown resize.
+        UserError: the resize is unknown.
     """
     one_of("--resize", resize_name, resize.RESIZES)
 
@@ -90,11 +90,11 @@ def inception(
 
 
 def clip(params: Params, *, cfg: ClipConfig, weights: str) -> Extractor:
-    """The image tower of a CLIP: L2-normalised embeddings.
+    """Returns the image tower of a CLIP: L2-normalised embeddings.
 
     Args:
-        params: of `Clip(cfg)`.
-        cfg: of the network.
+        params: parameters of `Clip(cfg)`.
+        cfg: config of the network.
         weights: identity of the parameters, for the protocol.
     """
 
@@ -112,7 +112,7 @@ def clip(params: Params, *, cfg: ClipConfig, weights: str) -> Extractor:
 
 
 def _preprocess(images: Images, size: int) -> Float32[np.ndarray, " b s s 3"]:
-    """CLIP's own preprocessing, to [-1, 1]; the network standardises.
+    """Applies CLIP's preprocessing up to the range [-1, 1]; the network standardises.
 
     The longer side is rounded down, as in CLIP's own code and in transformers.
     """

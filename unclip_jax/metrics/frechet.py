@@ -2,9 +2,9 @@
 
     d^2 = |m_1 - m_2|^2 + Tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2))
 
-Dowson and Landau (1982), J. Multivariate Anal. 12, 450; used on image features by Heusel et al.
-(2017, arXiv 1706.08500, eq. 6), where it is FID. It falls with the number of vectors, so figures
-are comparable only for equal numbers.
+Dowson and Landau (1982), J. Multivariate Anal. 12, 450; for image features it is FID (Heusel et al.
+2017, arXiv 1706.08500, eq. 6). Its estimate decreases with the number of vectors, so values are
+comparable only for equal numbers.
 """
 
 from typing import NamedTuple
@@ -28,13 +28,15 @@ def moments(vectors: Vectors) -> Moments:
     """Computes mean and covariance.
 
     Raises:
-        UserError: fewer than two vectors, or some that are not finite.
+        UserError: there are fewer than two vectors, or some are not finite.
     """
     if len(vectors) < 2:
         raise UserError(f"{len(vectors)} vectors have no covariance; give at least 2.")
     vectors = np.asarray(vectors, np.float64)
     if not np.isfinite(vectors).all():
-        raise UserError("some vectors are not finite; the model that computed them has diverged.")
+        raise UserError(
+            "some vectors are not finite; check the images and the model that computed them."
+        )
     mean = vectors.mean(axis=0)
     centred = vectors - mean
     return Moments(mean, centred.T @ centred / (len(vectors) - 1))
@@ -43,11 +45,11 @@ def moments(vectors: Vectors) -> Moments:
 def squared_distance(one: Moments, other: Moments) -> float:
     """Computes d^2 of two Gaussians; singular covariances are allowed.
 
-    Tr (S_1 S_2)^(1/2) is the sum of the singular values of S_1^(1/2) S_2^(1/2), which needs no
-    square root of a matrix that is not symmetric, and loses nothing where S is singular.
+    Tr (S_1 S_2)^(1/2) is computed as the sum of the singular values of S_1^(1/2) S_2^(1/2), which
+    needs no square root of a non-symmetric matrix and remains accurate if S is singular.
 
     Raises:
-        UserError: they have different dimensions.
+        UserError: the Gaussians have different dimensions.
     """
     if one.mean.shape != other.mean.shape:
         raise UserError(
@@ -63,7 +65,8 @@ def squared_distance(one: Moments, other: Moments) -> float:
 def root(covariance: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "d d"]:
     """Computes the symmetric square root of a positive semi-definite matrix.
 
-    Eigenvalues within rounding error are set to 0; their roots would be far larger than the error.
+    Eigenvalues within rounding error are set to 0, because their roots would exceed that error by
+    far.
     """
     values, vectors = np.linalg.eigh(covariance)
     noise = values.max() * len(values) * np.finfo(np.float64).eps

@@ -1,12 +1,12 @@
 """The Inception-v3 of FID: the network of 2015-12-05, whose features define FID.
 
 The architecture is that of arXiv 1512.00567, table 1, without the auxiliary head. It differs from
-current classifiers of the same name, as pytorch-fid documents:
-1008 classes; averages at the border that do not count the padding; a maximum instead of the
-average in the last block. Blocks and layers have the names of the public weights.
+current classifiers of the same name, as pytorch-fid documents: 1008 classes, average pooling that
+excludes the padding, and maximum instead of average pooling in the last block. Blocks and layers
+have the names of the public weights.
 
-The network is data: `BLOCKS` holds branches of steps, and a step is a convolution, a pooling, or
-several convolutions side by side.
+The network is described by data: `BLOCKS` contains branches of steps, and a step is a convolution,
+a pooling, or several parallel convolutions.
 """
 
 import dataclasses
@@ -31,11 +31,11 @@ class Conv:
     """A convolution without bias, batch normalisation, ReLU.
 
     Attributes:
-        name: of the layer in its block.
-        features: channels out.
+        name: name of the layer in its block.
+        features: output channels.
         size: height and width of the kernel.
-        stride: 2 is without padding, 1 with, unless `valid`.
-        valid: without padding.
+        stride: stride 2 has no padding; stride 1 has, unless `valid`.
+        valid: True for no padding.
     """
 
     name: str
@@ -52,10 +52,10 @@ Branch = tuple[Step, ...]
 
 @dataclasses.dataclass(frozen=True)
 class InceptionConfig:
-    """The network of the public weights, or the same with fewer channels for tests.
+    """Size of the network: that of the public weights, or with fewer channels for tests.
 
     Attributes:
-        divide: every number of channels is divided by this.
+        divide: divisor of all numbers of channels.
     """
 
     divide: int = 1
@@ -71,10 +71,10 @@ class InceptionOutput:
     """Features and logits.
 
     Attributes:
-        pool: pooled features ("pool_3"), for FID and scores of nearest neighbours.
-        spatial: seven channels of the 17 x 17 map before the last third, flat, for sFID.
-        logits: of the classes.
-        unbiased: the same without the bias of the last layer, for ADM's Inception score.
+        pool: pooled features ("pool_3"), for FID and nearest-neighbour scores.
+        spatial: seven channels of the 17 x 17 map before the last third, flattened, for sFID.
+        logits: logits of the classes.
+        unbiased: logits without the bias of the last layer, for ADM's Inception score.
     """
 
     pool: Float[Array, " b d"]
@@ -186,7 +186,7 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(self, images: Image) -> InceptionOutput:
-        """Runs the network; resizing to this size is the caller's protocol."""
+        """Runs the network; the caller has resized the images according to its protocol."""
         divide, spatial = self.cfg.divide, None
         x = _run(STEM, images, divide)
         for name, branches in BLOCKS:

@@ -1,7 +1,8 @@
 """Inception-v3 for FID, from a file with pytorch-fid's state dict.
 
-pytorch-fid distributes it as pt_inception-2015-12-05-6726825d.pth; safetensors with the same names
-need no torch. The weights of torchvision's classifier are another network and are rejected.
+pytorch-fid publishes it as pt_inception-2015-12-05-6726825d.pth; safetensors with the same names
+can be read without torch. The weights of torchvision's classifier are those of another network and
+are rejected.
 """
 
 import pathlib
@@ -15,7 +16,7 @@ from unclip_jax.weight_files import tensor_table
 from unclip_jax.weight_files.tensor_source import TensorSource, open_tensors
 from unclip_jax.weight_files.tensor_table import Entry
 
-COUNTER = ".num_batches_tracked"  # of training; no weight
+COUNTER = ".num_batches_tracked"  # counter of training steps, not a weight
 NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
@@ -23,7 +24,7 @@ def load(path: pathlib.Path, *, cfg: InceptionConfig = InceptionConfig()) -> Par
     """Reads the parameters of `metrics.inception.Inception`.
 
     Raises:
-        UserError: there is no such file, it is damaged, or it is another network.
+        UserError: the file does not exist, is damaged, or contains another network.
     """
     return tensor_table.fill(tidy(open_tensors(path)), entries(), abstract(cfg))
 

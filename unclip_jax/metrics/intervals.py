@@ -18,7 +18,7 @@ class Rate(NamedTuple):
 
     Attributes:
         hits: number of successes.
-        total: number of trials; 0 = the question did not arise.
+        total: number of trials; 0 = the rate is undefined.
         value: hits / total, or nan.
         low: lower end of the interval.
         high: upper end of the interval.
@@ -38,7 +38,7 @@ class Rate(NamedTuple):
 
 
 class IntervalEstimate(NamedTuple):
-    """A number and its interval; all nan where the number is not defined."""
+    """A number and its interval; all nan if the number is undefined."""
 
     value: float
     low: float
@@ -61,7 +61,7 @@ def wilson(hits: int, total: int, *, confidence: float = 0.95) -> Rate:
     and keeps its coverage near 0 and 1. Without trials it is [0, 1].
 
     Raises:
-        UserError: hits outside 0..total, confidence outside [0, 1).
+        UserError: `hits` is outside 0..total, or `confidence` outside [0, 1).
     """
     in_range("hits", hits, 0, total)
     in_range("confidence", confidence, 0.0, 1.0 - 1e-12)
@@ -72,7 +72,7 @@ def wilson(hits: int, total: int, *, confidence: float = 0.95) -> Rate:
     middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
     spread = share * (1 - share) / total + z**2 / (4 * total**2)
     half = z * math.sqrt(spread) / (1 + z**2 / total)
-    low = middle - half if hits else 0.0  # exact at the ends, where rounding would show
+    low = middle - half if hits else 0.0  # exact at the ends
     high = middle + half if hits < total else 1.0
     return Rate(hits, total, share, low, high)
 
@@ -85,7 +85,7 @@ def bootstrap(
     Efron (1979), Ann. Stat. 7, 1.
 
     Raises:
-        UserError: no values, confidence outside [0, 1).
+        UserError: there are no values, or `confidence` is outside [0, 1).
     """
     total = len(values)
     if not total:
@@ -103,18 +103,18 @@ def bootstrap_ratio(
 ) -> IntervalEstimate:
     """Computes the bootstrap interval of sum(parts) / sum(wholes) over independent units.
 
-    With the answers of a unit as `wholes`, it is the interval of a share among answers of which
-    those to one unit depend on each other (Davison and Hinkley 1997, section 3.8). The same every
-    time.
+    With the number of answers about a unit as `wholes`, it is the interval of a share of answers
+    that depend on each other within a unit (Davison and Hinkley 1997, section 3.8). The resamples
+    are deterministic.
 
     Args:
-        parts: of every unit.
-        wholes: of every unit, greater than 0.
-        confidence: of the interval.
+        parts: numerator of every unit.
+        wholes: denominator of every unit, greater than 0.
+        confidence: confidence level of the interval.
         resamples: number of resamples.
 
     Raises:
-        UserError: no units, confidence outside [0, 1).
+        UserError: there are no units, or `confidence` is outside [0, 1).
     """
     in_range("confidence", confidence, 0.0, 1.0 - 1e-12)
     count = len(parts)
@@ -134,20 +134,20 @@ def bootstrap_statistic(
     resamples: int = 2000,
     basic: bool = False,
 ) -> IntervalEstimate:
-    """Computes a bootstrap interval over `count` independent units, the same every time.
+    """Computes a bootstrap interval over `count` independent units, with deterministic resamples.
 
-    Resamples on which the statistic is not finite are left out.
+    Resamples for which the statistic is not finite are left out.
 
     Args:
-        statistic: of the indices of units, with repetition.
+        statistic: function of the indices of units, with repetition.
         count: number of units.
-        confidence: of the interval.
+        confidence: confidence level of the interval.
         resamples: number of resamples.
-        basic: reflect the quantiles about the value (Davison and Hinkley 1997, section 2.4), which
-            corrects the bias of a resampled Fréchet distance; False = the quantiles themselves.
+        basic: True reflects the quantiles about the value (Davison and Hinkley 1997, section 2.4),
+            which corrects the bias of a resampled Fréchet distance; False uses the quantiles.
 
     Raises:
-        UserError: confidence outside [0, 1).
+        UserError: `confidence` is outside [0, 1).
     """
     in_range("confidence", confidence, 0.0, 1.0 - 1e-12)
     value = float(statistic(np.arange(count)))

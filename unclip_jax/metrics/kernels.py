@@ -1,7 +1,7 @@
 """Kernel distances between two sets of features: KID and CMMD.
 
-Unlike the Fréchet distance they assume no Gaussian, and KID has no bias, so that small sets can be
-compared. Everything is float64, in blocks of rows.
+Unlike the Fréchet distance they assume no Gaussian, and KID is unbiased, so small sets can be
+compared. All computations are in float64, in blocks of rows.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ Others = Float[np.ndarray, "m d"]
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 SIGMA = 10.0  # arXiv 2401.09603, section 4
-CMMD_SCALE = 1000.0  # likewise
-BLOCK = 1024  # rows at once
+CMMD_SCALE = 1000.0  # arXiv 2401.09603, section 4
+BLOCK = 1024  # rows per block
 
 
 class Kid(NamedTuple):
@@ -28,10 +28,10 @@ class Kid(NamedTuple):
 
     Attributes:
         value: mean over subsets.
-        std: their standard deviation.
+        std: standard deviation over subsets.
         subsets: number of subsets.
-        size: vectors of each set in each of them.
-        seed: of the choice of subsets.
+        size: vectors per set in a subset.
+        seed: seed of the choice of subsets.
     """
 
     value: float
@@ -51,10 +51,10 @@ def kid(
 ) -> Kid:
     """Computes the unbiased squared MMD, kernel (x . y / d + 1)^3 (arXiv 1801.01401, section 4).
 
-    The mean over random subsets of `size` vectors of each set, or of all where there are fewer.
+    The result is the mean over random subsets of `size` vectors per set, or of all if fewer.
 
     Raises:
-        UserError: fewer than two vectors in a set, or no subset.
+        UserError: a set has fewer than two vectors, or `subsets` is 0.
     """
     in_range("subsets", subsets, 1, 100_000)
     size = min(size, len(real), len(fake))
@@ -77,7 +77,7 @@ def kid(
 def cmmd(real: Features, fake: Others, *, sigma: float = SIGMA) -> float:
     """Computes 1000 x squared MMD of unit CLIP embeddings, Gaussian kernel (arXiv 2401.09603).
 
-    The biased estimate, as in the paper: pairs of a vector with itself count.
+    The estimate is the biased one, as in the paper: pairs of a vector with itself count.
     """
     kernel = gaussian(sigma)
     real, fake = (unit(z.astype(np.float64)) for z in (real, fake))

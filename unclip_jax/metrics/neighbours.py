@@ -16,18 +16,18 @@ Features = Float[np.ndarray, "n d"]
 Others = Float[np.ndarray, "m d"]
 Radii = Float64[np.ndarray, " n"]
 
-BLOCK = 2048  # vectors at once, on both sides
+BLOCK = 2048  # vectors per block of either set
 
 
 class Overlap(NamedTuple):
     """The mutual coverage of two sets of features.
 
     Attributes:
-        precision: share of fake vectors within a ball round a real one (arXiv 1904.06991, eq. 3).
-        recall: share of real vectors within a ball round a fake one.
-        density: mean number of real balls round a fake vector, over k (arXiv 2002.09797, eq. 4);
-            it can exceed 1.
-        coverage: share of real vectors whose ball holds a fake one (eq. 5).
+        precision: share of fake vectors inside a ball around a real one (arXiv 1904.06991, eq. 3).
+        recall: share of real vectors inside a ball around a fake one.
+        density: mean number of real balls around a fake vector, divided by k (arXiv 2002.09797,
+            eq. 4); it can exceed 1.
+        coverage: share of real vectors whose ball contains a fake one (eq. 5).
     """
 
     precision: float
@@ -39,13 +39,13 @@ class Overlap(NamedTuple):
 def overlap(
     real: Features, fake: Others, *, k: int = K_PRECISION, k_density: int = K_DENSITY
 ) -> Overlap:
-    """Computes all four, with balls that reach to the k-th neighbour in a vector's own set.
+    """Computes all four scores, with balls that reach to the k-th neighbour in their own set.
 
     Balls are closed for precision and recall and open for density and coverage, as in the papers;
-    identical sets then have 1 in all four.
+    all four scores of identical sets are then 1.
 
     Raises:
-        UserError: too few vectors for `k` neighbours.
+        UserError: there are too few vectors for `k` neighbours.
     """
     for name, features in (("real", real), ("fake", fake)):
         _check_count(features, max(k, k_density), name=name)
@@ -68,10 +68,10 @@ def radii(features: Features, *, k: int) -> Radii:
     """Computes the squared distance of every vector to its k-th nearest neighbour in the set.
 
     Raises:
-        UserError: fewer than k other vectors.
+        UserError: there are fewer than k other vectors.
     """
     _check_count(features, k, name="one")
-    nearest = np.full((len(features), k + 1), np.inf)  # itself is at distance 0
+    nearest = np.full((len(features), k + 1), np.inf)  # the vector itself is at distance 0
     for rows, _, distance in blocks(features, features):
         joined = np.concatenate([nearest[rows], distance], axis=1)
         nearest[rows] = np.partition(joined, k, axis=1)[:, : k + 1]
@@ -96,5 +96,6 @@ def _squared(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def _check_count(features: np.ndarray, k: int, *, name: str) -> None:
     if len(features) <= k:
         raise UserError(
-            f"the {name} set has {len(features)} images; {k} neighbours need at least {k + 1}."
+            f"the {name} set has {len(features)} images; {k} neighbours need at least {k + 1}: "
+            "give more."
         )

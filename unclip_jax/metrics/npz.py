@@ -1,9 +1,9 @@
-"""The .npz files of guided-diffusion's evaluator, to exchange samples and references.
+"""The .npz files of guided-diffusion's evaluator, for exchanging samples and references.
 
 A batch of images is `arr_0`, uint8 [n h w 3]. Statistics are `mu` and `sigma` of the pooled
-features and `mu_s`, `sigma_s` of the spatial ones; a reference batch may hold both. Files of this
-package also record their protocol under `protocol`, which other readers ignore. Images are read and
-written in batches: 50,000 of 256 pixels are 10 GB.
+features and `mu_s`, `sigma_s` of the spatial ones; a reference file may contain both. Files of this
+package also contain their protocol under `protocol`, which other readers ignore. Images are read
+and written in batches, because 50,000 images of 256 pixels are 10 GB.
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ class Statistics:
 
     Attributes:
         pool: moments of the pooled features.
-        spatial: of the spatial ones, if stored.
-        protocol: of the features; empty if not stored.
+        spatial: moments of the spatial features, if stored.
+        protocol: protocol of the features; empty if not stored.
     """
 
     pool: Moments
@@ -53,7 +53,7 @@ def array_names(path: pathlib.Path) -> set[str]:
     """Returns the names of the arrays of a file.
 
     Raises:
-        UserError: no such file, or not an .npz file.
+        UserError: there is no such file, or it is not an .npz file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -68,7 +68,7 @@ def shape(path: pathlib.Path) -> ImagesShape:
     """Reads number and size of the images of a file.
 
     Raises:
-        UserError: no images, or not uint8 RGB.
+        UserError: the file has no images, or they are not uint8 RGB.
     """
     return next(_open(path))  # pyright: ignore[reportReturnType]
 
@@ -77,7 +77,7 @@ def read(path: pathlib.Path, *, batch_size: int) -> Iterator[Images]:
     """Reads the images of a file in order, `batch_size` at a time.
 
     Raises:
-        UserError: as `shape`, or the file ends early.
+        UserError: see `shape`; or the file ends early.
     """
     pieces = _open(path, batch_size=batch_size)
     next(pieces)
@@ -88,12 +88,12 @@ def write(path: pathlib.Path, batches: Iterable[Images], *, count: int) -> None:
     """Writes `count` images under `arr_0`.
 
     Raises:
-        UserError: their sizes differ, or there is none.
+        UserError: there are no images, or their sizes differ.
     """
     batches = iter(batches)
     first = next(batches, None)
     if first is None:
-        raise UserError(f"there is no image to write to {path}.")
+        raise UserError(f"there is no image to write to {path}; give at least one.")
     size, written = first.shape[1:], 0
     with (
         atomic_path(path) as temporary,
@@ -105,7 +105,10 @@ def write(path: pathlib.Path, batches: Iterable[Images], *, count: int) -> None:
         for batch in itertools.chain([first], batches):
             if batch.shape[1:] != size:
                 other = batch.shape[1:]
-                raise UserError(f"images are {size} and {other}; one file holds one size.")
+                raise UserError(
+                    f"images are {size} and {other}; one file holds one size. Resize them, or "
+                    "write a file per size."
+                )
             file.write(np.ascontiguousarray(batch).tobytes())
             written += len(batch)
         assert written == count, (written, count)
@@ -115,11 +118,13 @@ def read_statistics(path: pathlib.Path) -> Statistics:
     """Reads the moments of a reference.
 
     Raises:
-        UserError: missing or inconsistent moments, or a damaged file.
+        UserError: moments are missing or inconsistent, or the file is damaged.
     """
     names = array_names(path)
     if not {"mu", "sigma"} <= names:
-        raise UserError(f"{path} holds {sorted(names)}; statistics are mu and sigma.")
+        raise UserError(
+            f"{path} holds {sorted(names)}; statistics are mu and sigma. Give another file."
+        )
     try:
         with np.load(path, allow_pickle=False) as file:
             pool = _moments(path, file["mu"], file["sigma"])
@@ -147,7 +152,10 @@ def _open(path: pathlib.Path, *, batch_size: int = 1) -> Iterator[ImagesShape | 
     """Yields the shape, then batches of images, read lazily."""
     names = array_names(path)
     if IMAGES not in names:
-        raise UserError(f"{path} holds {sorted(names)}; images are {IMAGES}, uint8 [n h w 3].")
+        raise UserError(
+            f"{path} holds {sorted(names)}; images are {IMAGES}, uint8 [n h w 3]. Give another "
+            "file."
+        )
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{IMAGES}.npy") as file:
             version = np.lib.format.read_magic(file)

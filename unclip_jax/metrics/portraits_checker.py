@@ -1,6 +1,6 @@
-"""The checker of the portraits world: agreement of an image with its caption, without a model.
+"""The checker of the portraits world: judges images by their captions, without a model.
 
-Every attribute that a caption names is judged separately; nothing is demanded that it leaves out.
+Every attribute that a caption names is judged separately; attributes that it omits are ignored.
 
     verdicts = check(images, captions)
     print(table(report(verdicts)))
@@ -18,23 +18,23 @@ from unclip_jax.portraits.scene import Portrait, PortraitSpec, hidden
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """The judgement of one image; None where the caption says nothing.
+    """The judgement of one image; None for attributes that the caption does not name.
 
     Attributes:
         hair: it has the named style.
-        hair_colour: of the hair, or of the facial hair if there is no other; false if none is
-            visible.
-        facial_hair: it has the named kind.
-        glasses: it has the named kind.
+        hair_colour: colour of the hair, or of the facial hair if there is no hair, is as named;
+            false if neither is visible.
+        facial_hair: it is of the named kind.
+        glasses: they are of the named kind.
         eyes: they are as named; false behind sunglasses.
         mouth: it is as named.
         clothes: they are of the named kind.
         clothes_colour: they have the named colour.
         background: it has the named colour.
-        binding: hair, clothes and background have their own colours, where the caption names at
-            least two different ones.
-        joint: everything named is right.
-        confidence: least confidence of a named and visible attribute, 1 if there is none.
+        binding: hair, clothes and background have their own colours, if the caption names at least
+            two different ones.
+        joint: all named attributes are right.
+        confidence: lowest confidence of a named and visible attribute; 1 if there is none.
         detection: attributes of the image.
     """
 
@@ -65,12 +65,12 @@ def check(images: Images, captions: Sequence[PortraitSpec | Portrait | str]) -> 
 
     Args:
         images: square RGB, uint8 or float in [-1, 1].
-        captions: per image a caption, a spec, a portrait, or a portrait's JSON; a portrait stands
-            for all that a caption of it can say.
+        captions: per image a caption, a spec, a portrait, or a portrait's JSON; a portrait
+            specifies everything that captions can say.
 
     Raises:
-        UserError: unequal numbers of images and captions, a caption outside the grammar, JSON that
-            is not a portrait, or images that `detect` rejects.
+        UserError: numbers of images and captions differ, a caption is outside the grammar, JSON is
+            not a portrait, or `detect` rejects the images.
     """
     if len(images) != len(captions):
         raise UserError(f"{len(images)} images but {len(captions)} captions; give one for each.")
@@ -116,7 +116,7 @@ def judge(detection: Detection, spec: PortraitSpec) -> Verdict:
 
 
 def report(verdicts: Iterable[Verdict], *, confidence: float = 0.95) -> dict[str, Rate]:
-    """Computes the pass rate per attribute, among images whose caption names it (Wilson)."""
+    """Computes the pass rate per attribute over images whose caption names it (Wilson)."""
     verdicts = list(verdicts)
     rates = {}
     for name in ATTRIBUTES:

@@ -1,8 +1,8 @@
 """Detection of the attributes of an image of the portraits world, by analysis by synthesis.
 
 Starting from a guess by colours, attributes are replaced one group at a time by the value whose
-rendering is nearest to the image (least squares within the window that the group can change),
-until nothing changes. So whatever a part hides of another is accounted for by the renderer itself.
+rendering is nearest to the image (least squares within the window that the group can change), until
+nothing changes. The renderer itself thus accounts for parts that hide others.
 """
 
 import functools
@@ -29,13 +29,13 @@ from unclip_jax.portraits.vocabulary import (
 
 SIDE = 64  # larger images are reduced to it where it divides their side
 LEAST_SIDE = 32  # pixels
-ROUNDS = 4  # of improvement, at most
-BLURS = (0.0, 0.4, 0.6, 0.8, 1.0, 1.3)  # standard deviations in pixels, of renderings
-MARGIN = 2  # pixels around a window that blur carries into
-SKIN_GUESSES = 3  # starts of the search, at most
-GOOD = 6.0  # root mean square error below which the first start will do
-LIKELY = 4  # colours tried jointly with every style
-SPREAD = 30.0  # RGB distance at which a pixel still speaks for a colour
+ROUNDS = 4  # of improvement at most
+BLURS = (0.0, 0.4, 0.6, 0.8, 1.0, 1.3)  # standard deviations of blurred renderings in pixels
+MARGIN = 2  # pixels around a window that blur affects
+SKIN_GUESSES = 3  # starts of the search at most
+GOOD = 6.0  # root mean square error below which the first start suffices
+LIKELY = 4  # colours tried in combination with every style
+SPREAD = 30.0  # RGB distance up to which a pixel supports a colour
 # Regions of the first guess in percent of the side: low x, high x, low y, high y.
 CORNERS = ((0, 14, 0, 20), (86, 100, 0, 20))
 FACE = (36, 64, 36, 66)
@@ -55,7 +55,7 @@ Values = dict[str, str]  # attribute -> value
 
 
 class Window(NamedTuple):
-    """A rectangle of pixels; `bottom` and `right` are beyond it."""
+    """A rectangle of pixels; `bottom` and `right` are exclusive."""
 
     top: int
     bottom: int
@@ -67,9 +67,9 @@ class Detection(NamedTuple):
     """The content of one image.
 
     Attributes:
-        portrait: the portrait whose rendering is nearest; what is hidden has its first value.
+        portrait: the portrait whose rendering is nearest; hidden attributes have their first value.
         confidence: per visible attribute, how much nearer the image is to the rendering of its
-            value than to that of any other, all else equal: 1 on the rendering itself, 0 halfway.
+            value than to that of any other, all else equal: 1 for the rendering itself, 0 halfway.
         error: root mean square difference from the rendering, 0-255.
     """
 
@@ -85,7 +85,7 @@ def detect(images: Images) -> list[Detection]:
         images: square RGB, uint8 or float in [-1, 1].
 
     Raises:
-        UserError: not square, smaller than LEAST_SIDE, or floats outside [-1, 1].
+        UserError: images are not square, smaller than LEAST_SIDE, or floats outside [-1, 1].
     """
     _check(images)
     return [_detect(_to_pixels(image)) for image in images]
@@ -96,7 +96,7 @@ def _check(images: np.ndarray) -> None:
     if height != width or height < LEAST_SIDE:
         raise UserError(
             f"images are {height} x {width}; the checker of portraits needs squares of at least "
-            f"{LEAST_SIDE} pixels."
+            f"{LEAST_SIDE} pixels. Resize them."
         )
     if images.dtype == np.uint8 or not images.size:
         return
@@ -127,7 +127,7 @@ def _detect(pixels: Pixels) -> Detection:
     for _ in range(ROUNDS):
         before = dict(values)
         for name in ATTRIBUTES:
-            # without hair the colour is that of the facial hair, and neither is known before
+            # without hair the colour is that of the facial hair; both are unknown before
             pair = ("facial_hair", "hair_colour")
             names = pair if name in pair and values["hair"] == "bald" else (name,)
             comparison = _compare(pixels, values, _options(names, values, {}), blur=blur)
@@ -142,7 +142,7 @@ def _detect(pixels: Pixels) -> Detection:
 
 
 def _coarse(pixels: Pixels) -> Values:
-    """Finds the values of all attributes, nearly always, from a guess of the skin."""
+    """Finds the values of all attributes, almost always correctly, from a guess of the skin."""
     best: tuple[float, Values] = (math.inf, {})
     for skin in _likely(pixels, FACE, SKINS)[:SKIN_GUESSES]:
         values = _from_skin(pixels, skin)
@@ -163,12 +163,12 @@ def _from_skin(pixels: Pixels, skin: str) -> Values:
     values |= {name: colours[0] for name, colours in likely.items()}
     for names in JOINT:
         values |= _compare(pixels, values, _options(names, values, likely), blur=0.0).best
-    # colours that are too rare to be likely, such as those of striped shirts under long hair
+    # for colours that are too rare for `likely`, such as striped shirts under long hair
     return values | _compare(pixels, values, _options(JOINT[0], values, {}), blur=0.0).best
 
 
 def _blur(pixels: Pixels, values: Values) -> float:
-    """Estimates how blurred an image is, in pixels, from what it should be."""
+    """Estimates the blur of an image in pixels from the rendering of its attributes."""
     return min(BLURS, key=lambda blur: _error(pixels, values, blur))
 
 
@@ -182,7 +182,7 @@ def _error(pixels: Pixels, values: Values, blur: float) -> float:
 def _options(
     names: Sequence[str], values: Values, likely: Mapping[str, Sequence[str]]
 ) -> list[Values]:
-    """Lists all values of `names` together, those in `likely` instead of all where it has any."""
+    """Lists all combinations of values of `names`; restricted to `likely` values where given."""
 
     def product(names: Sequence[str], likely: Mapping[str, Sequence[str]]) -> list[Values]:
         allowed = [likely.get(name, ATTRIBUTES[name]) for name in names]
@@ -196,7 +196,7 @@ def _options(
 
 
 class _Comparison(NamedTuple):
-    """Squared distances of an image from alternative renderings, and between those."""
+    """Squared distances of an image from alternative renderings, and between these."""
 
     options: Sequence[Values]
     errors: Float[np.ndarray, " n"]
@@ -208,10 +208,10 @@ class _Comparison(NamedTuple):
         return self.options[int(np.argmin(self.errors))]
 
     def confidence(self, name: str) -> float:
-        """Computes the least margin over renderings with another value of attribute `name`.
+        """Computes the smallest margin over renderings with another value of attribute `name`.
 
         For renderings a (nearest) and b, (|x - b|^2 - |x - a|^2) / |a - b|^2 is 1 at x = a and 0
-        halfway between them, whatever x has in neither of them.
+        halfway between them, independent of components of x outside both.
         """
         value = self.best[name]
         other = np.array([option[name] != value for option in self.options]) & (self.apart > 0)
@@ -224,7 +224,7 @@ class _Comparison(NamedTuple):
 def _compare(
     pixels: Pixels, values: Values, options: Sequence[Values], *, blur: float
 ) -> _Comparison:
-    """Renders `values` with each of `options` in place, where they can make a difference."""
+    """Renders `values` with each of `options` substituted, in the window that these can change."""
     size = len(pixels)
     window = _window(tuple(options[0]), size)
     renderings = _renderings(values, options, size=size, window=window, blur=blur)
@@ -251,7 +251,7 @@ def _nearest(colour: Float[np.ndarray, "3"], palette: Mapping[str, Rgb]) -> str:
 def _likely(
     pixels: Pixels, bounds: tuple[int, int, int, int], palette: Mapping[str, Rgb]
 ) -> tuple[str, ...]:
-    """Returns the colours that most pixels of a region are near to."""
+    """Returns the colours to which most pixels of a region are near."""
     colours = np.array(list(palette.values()), np.float32)
     distance = np.linalg.norm(_region(pixels, bounds)[:, None] - colours, axis=-1)
     votes = np.exp(-((distance / SPREAD) ** 2)).sum(axis=0)
@@ -261,7 +261,7 @@ def _likely(
 def _renderings(
     values: Values, options: Sequence[Values], *, size: int, window: Window, blur: float
 ) -> Float[np.ndarray, "n h w 3"]:
-    """Renders `values` with each of `options` in place, within `window`.
+    """Renders `values` with each of `options` substituted, within `window`.
 
     Neighbouring parts that no option changes are combined first, so that they are blended once.
     """
@@ -291,7 +291,7 @@ def _renderings(
                 tile = _clipped(step, kind, colour, size, window)
             else:
                 tile = step
-            if tile is not None:  # `blend`, in place: this is the innermost loop
+            if tile is not None:  # inlined `blend`: this is the innermost loop
                 region = image[tile.rows, tile.columns]
                 region *= tile.keep
                 region += tile.colour
@@ -330,7 +330,7 @@ def _clipped(index: int, kind: str, colour: str, size: int, window: Window) -> r
 
 @functools.lru_cache(maxsize=64)
 def _window(names: tuple[str, ...], size: int) -> Window:
-    """Returns the least window that holds everything that attributes `names` can change."""
+    """Returns the smallest window with everything that the attributes `names` can change."""
     if "background" in names:
         return Window(0, size, 0, size)
     tiles = [

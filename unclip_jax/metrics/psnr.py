@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 
 PEAK = 255.0
-FLOOR = 1e-10  # least mean squared error, so that equal images have a finite ratio
+FLOOR = 1e-10  # lower bound of the mean squared error, so that equal images have a finite ratio
 
 Images = UInt8[np.ndarray, " n h w c"]
 

@@ -1,6 +1,6 @@
 """All scores of two sets of features, with their protocol and warnings.
 
-A figure is comparable only within one protocol, so a `Report` holds and prints both.
+Scores are comparable only within one protocol, so a `Report` contains and prints both.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ class SetFeatures:
 
     Attributes:
         facts: origin of the images; "count" is their exact number, or None if unknown.
-        protocol: of the extractor; empty for statistics without one.
-        moments: of the pooled features.
-        spatial: of the spatial ones, or None.
-        pool: [n d] pooled features; None where only statistics are stored.
+        protocol: protocol of the extractor; empty for statistics without one.
+        moments: moments of the pooled features.
+        spatial: moments of the spatial features, or None.
+        pool: [n d] pooled features; None if only statistics are stored.
         probabilities: [n classes], or None.
         lossy: True if files were compressed with loss.
     """
@@ -50,8 +50,8 @@ class Report:
 
     Attributes:
         scores: name -> value, JSON-ready.
-        protocol: all settings on which comparability depends.
-        warnings: one line each; part of the result.
+        protocol: all settings that affect comparability.
+        warnings: reasons to doubt the scores, one line each.
     """
 
     scores: dict[str, float]
@@ -59,12 +59,12 @@ class Report:
     warnings: list[str]
 
     def plain(self) -> dict[str, Any]:
-        """Converts to JSON-ready dicts, nan to None."""
+        """Returns JSON-ready dicts, with None for nan."""
         scores = {n: None if math.isnan(v) else v for n, v in self.scores.items()}
         return {"scores": scores, "protocol": self.protocol, "warnings": self.warnings}
 
     def __str__(self) -> str:
-        """Warnings, scores, protocol."""
+        """Returns warnings, scores and protocol as text."""
         lines = [f"WARNING: {line}" for line in self.warnings]
         lines += [f"{name:22} {value:.6g}" for name, value in self.scores.items()]
         return "\n".join([*lines, "protocol:", *_indented(self.protocol)]) + "\n"
@@ -76,13 +76,13 @@ def compare(
     """Computes all scores that the features allow.
 
     Args:
-        real: the reference.
+        real: the reference set.
         fake: the evaluated set.
-        kind: of the extractor; "inception" distances are called FID and sFID.
-        options: of the scores.
+        kind: kind of the extractor; distances of "inception" are called FID and sFID.
+        options: settings of the scores.
 
     Raises:
-        UserError: sets of different protocols, or too few images.
+        UserError: the sets have different protocols, or too few images.
     """
     check_same(real, fake)
     name = "fid" if kind == "inception" else "frechet"
@@ -117,7 +117,7 @@ def check_same(real: SetFeatures, fake: SetFeatures) -> None:
     """Checks that two sets of features have the same protocol.
 
     Raises:
-        UserError: naming the first part of the protocol that differs.
+        UserError: they differ; names the first part that does.
     """
     for part in AGREE:
         one, other = real.protocol.get(part), fake.protocol.get(part)

@@ -28,10 +28,10 @@ Ready = Float32[np.ndarray, " b s s 3"]
 
 
 def resize(images: Images, *, name: str, size: int) -> Ready:
-    """Resizes to `size` x `size`, ignoring the aspect ratio, and standardises as `name` says.
+    """Resizes to `size` x `size`, ignoring the aspect ratio, and standardises, as protocol `name`.
 
     Raises:
-        UserError: unknown protocol.
+        UserError: the protocol is unknown.
     """
     one_of("--resize", name, RESIZES)
     pixels = images.astype(np.float32)
@@ -48,10 +48,10 @@ def resize(images: Images, *, name: str, size: int) -> Ready:
 
 @functools.lru_cache(maxsize=16)
 def matrix(size_in: int, size_out: int, *, centred: bool) -> Float32[np.ndarray, " o i"]:
-    """Builds the matrix of bilinear interpolation along one axis, [out in].
+    """Returns the matrix of bilinear interpolation along one axis, [out in].
 
-    `centred`: sample at pixel centres, source = (target + 1/2) in / out - 1/2; else at corners, as
-    TensorFlow 1 does.
+    With `centred` it samples at pixel centres, source = (target + 1/2) in / out - 1/2; otherwise at
+    corners, as TensorFlow 1 does.
     """
     target = np.arange(size_out, dtype=np.float32)
     scale = np.float32(size_in) / np.float32(size_out)
@@ -70,4 +70,4 @@ def _clean(image: Float32[np.ndarray, " h w 3"], size: int) -> Float32[np.ndarra
     planes = [PILImage.fromarray(image[..., channel]) for channel in range(3)]
     bicubic = PILImage.Resampling.BICUBIC
     resized = np.stack([np.asarray(p.resize((size, size), bicubic)) for p in planes], axis=-1)
-    return resized.clip(0, 255)  # the filter overshoots beside edges
+    return resized.clip(0, 255)  # the filter overshoots at edges

@@ -1,12 +1,12 @@
-"""Moments of features that arrive in batches, or in parts from several processes.
+"""Moments of features that are computed in batches, or in parts by several processes.
 
-    running = Running.none(2048)
+    running = RunningMoments.none(2048)
     for batch in features:
         running = running.add(batch)
     squared_distance(running.merge(others).moments(), reference)      # frechet.py
 
-Everything is float64: float32 sums lose the digits of a 2048-dimensional covariance that a Fréchet
-distance depends on.
+Everything is float64, because float32 sums lose digits of a 2048-dimensional covariance on which
+the Fréchet distance depends.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class RunningMoments:
     Attributes:
         count: number of vectors.
         mean: [d].
-        scatter: [d d], the sum of outer products of deviations from the mean.
+        scatter: [d d], sum of the outer products of deviations from the mean.
     """
 
     count: int
@@ -36,12 +36,12 @@ class RunningMoments:
 
     @classmethod
     def none(cls, width: int) -> "RunningMoments":
-        """Creates the statistics of the empty set."""
+        """Returns the moments of the empty set."""
         return cls(0, np.zeros(width), np.zeros((width, width)))
 
     @classmethod
     def of(cls, features: Features) -> "RunningMoments":
-        """Computes the statistics of the rows of one array."""
+        """Computes the moments of the rows of an array."""
         if not len(features):
             return cls.none(features.shape[1])
         wide = features.astype(np.float64)
@@ -50,7 +50,7 @@ class RunningMoments:
         return cls(len(wide), mean, centred.T @ centred)
 
     def add(self, features: Features) -> "RunningMoments":
-        """Returns the statistics with further rows."""
+        """Returns the moments including further rows."""
         return self.merge(RunningMoments.of(features))
 
     def merge(self, other: "RunningMoments") -> "RunningMoments":
@@ -67,7 +67,7 @@ class RunningMoments:
         """Returns mean and unbiased sample covariance (N - 1), as FID implementations do.
 
         Raises:
-            UserError: fewer than two vectors, or some that are not finite.
+            UserError: there are fewer than two vectors, or some are not finite.
         """
         if self.count < 2:
             raise UserError(f"{self.count} images have no covariance of features; give at least 2.")

@@ -1,4 +1,4 @@
-"""Settings of the scores of two sets of features; importing them imports no JAX."""
+"""Settings of the scores of two sets of features, importable without JAX."""
 
 import dataclasses
 
@@ -15,10 +15,10 @@ class ScoreOptions:
 
     Attributes:
         kid_subsets: number of subsets of KID.
-        kid_size: images of each set in each of them.
-        k: neighbours of precision and recall.
-        k_density: neighbours of density and coverage.
-        seed: of KID's subsets.
+        kid_size: images per set in a subset.
+        k: number of neighbours for precision and recall.
+        k_density: number of neighbours for density and coverage.
+        seed: seed of KID's subsets.
     """
 
     kid_subsets: int = KID_SUBSETS

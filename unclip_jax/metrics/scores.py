@@ -36,8 +36,8 @@ class Score:
 def inception_score(probabilities: Probabilities, *, split: int = SPLIT) -> Score:
     """Computes exp of the mean KL of p(class | image) to its mean (arXiv 1606.03498, sec. 4).
 
-    Splits are consecutive, of `split` images; the last may be smaller. Between 1 and the number
-    of classes.
+    Splits are consecutive with `split` images each; the last may be smaller. The score lies between
+    1 and the number of classes.
     """
     parts = np.split(probabilities.astype(np.float64), range(split, len(probabilities), split))
     values = [math.exp(float(np.mean(_kl(part, part.mean(axis=0))))) for part in parts]
@@ -48,7 +48,7 @@ def clip_score(z_img: Embeddings, z_txt: Captions) -> Score:
     """Computes the mean of 100 cos(image, its caption), not clipped at zero.
 
     Raises:
-        UserError: unequal numbers of images and captions.
+        UserError: the numbers of images and captions differ.
     """
     if len(z_img) != len(z_txt):
         raise UserError(
@@ -61,8 +61,8 @@ def clip_score(z_img: Embeddings, z_txt: Captions) -> Score:
 def diversity(z_img: Embeddings, captions: Sequence[Hashable]) -> Score:
     """Computes 1 - cos of two images of one caption, mean over pairs, then over captions.
 
-    The variety of images of one caption, judged by human raters in unCLIP's section 5.2. Captions
-    with a single image are left out.
+    This is the variety of images of one caption, which human raters judge in unCLIP's section 5.2.
+    Captions with a single image are ignored.
 
     Raises:
         UserError: no caption has two images.
@@ -80,7 +80,7 @@ def diversity(z_img: Embeddings, captions: Sequence[Hashable]) -> Score:
 
 
 def _spread(z: np.ndarray) -> float:
-    """Mean of 1 - cos over the pairs of unit vectors; |sum|^2 = n + sum over ordered pairs."""
+    """Returns the mean of 1 - cos over pairs of unit vectors; |sum|^2 = n + sum over pairs."""
     count, total = len(z), z.sum(axis=0)
     return 1.0 - float(total @ total - count) / (count * (count - 1))
 

@@ -1,8 +1,8 @@
-"""The exact checker of the shapes world: agreement of an image with its caption, without a model.
+"""The exact checker of the shapes world: judges images by their captions, without a model.
 
-Every attribute is judged separately, for the best matching of specified and detected objects; so
-swapped colours cost `colour`, a swapped relation costs `relation`, and a missing copy costs `count`
-alone. Nothing is demanded that the caption does not say.
+Every attribute is judged separately for the best matching of specified and detected objects, so
+swapped colours fail only `colour`, a swapped relation only `relation`, and a missing copy only
+`count`. Attributes that the caption omits are ignored.
 
     verdicts = check(images, captions)
     print(table(report(verdicts)))
@@ -23,19 +23,19 @@ Pairing = tuple[tuple[ObjectSpec, DetectedObject], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """The judgement of one image; None where the caption says nothing.
+    """The judgement of one image; None for attributes that the caption does not name.
 
     Attributes:
         background: it has the named colour.
-        count: as many objects as named, no more and no fewer.
+        count: there are exactly as many objects as named.
         colour: every matched object has its colour, and no kind is missing.
         shape: the same for shapes.
-        size: the same for sizes, where one is named.
-        relation: the two objects stand as named, along the axis more than across it.
-        objects: colour and shape at once.
-        binding: for two unlike objects, where the image holds both colours and both shapes: each
-            colour is on its own shape.
-        joint: background, count, colour, shape, size and relation at once.
+        size: the same for sizes, if one is named.
+        relation: the two objects are related as named, along the axis more than across it.
+        objects: colour and shape together.
+        binding: for two unlike objects, if the image has both colours and both shapes: each colour
+            is on its own shape.
+        joint: background, count, colour, shape, size and relation together.
         detection: background and objects of the image.
     """
 
@@ -65,12 +65,12 @@ def check(images: Images, captions: Sequence[SceneSpec | Scene | str]) -> list[V
 
     Args:
         images: square RGB, uint8 or float in [-1, 1].
-        captions: per image a caption, a spec, a scene, or a scene's JSON; a scene stands for all
-            that a caption of it can say.
+        captions: per image a caption, a spec, a scene, or a scene's JSON; a scene specifies
+            everything that captions can say.
 
     Raises:
-        UserError: unequal numbers of images and captions, a caption outside the grammar, JSON that
-            is not a scene, or images that `detect` rejects.
+        UserError: numbers of images and captions differ, a caption is outside the grammar, JSON is
+            not a scene, or `detect` rejects the images.
     """
     if len(images) != len(captions):
         raise UserError(f"{len(images)} images but {len(captions)} captions; give one for each.")
@@ -121,7 +121,7 @@ def judge(detection: Detection, spec: SceneSpec) -> Verdict:
 
 
 def report(verdicts: Iterable[Verdict], *, confidence: float = 0.95) -> dict[str, Rate]:
-    """Computes the pass rate per attribute, among images whose caption names it (Wilson)."""
+    """Computes the pass rate per attribute over images whose caption names it (Wilson)."""
     verdicts = list(verdicts)
     rates = {}
     for name in ATTRIBUTES:
@@ -131,7 +131,7 @@ def report(verdicts: Iterable[Verdict], *, confidence: float = 0.95) -> dict[str
 
 
 def as_json(rates: dict[str, Rate]) -> dict[str, dict[str, int | float]]:
-    """Returns rates JSON-ready, without the attributes that no caption names."""
+    """Returns JSON-ready rates, without attributes that no caption names."""
     return {name: dict(rate._asdict()) for name, rate in rates.items() if rate.total}
 
 
@@ -174,7 +174,7 @@ def _kind(target: ObjectSpec | DetectedObject) -> tuple[str, str | None]:
 
 
 def _related(pairs: Pairing, relation: str) -> bool:
-    """True if both objects are matched and the first lies `relation` of the second."""
+    """True if both objects are matched and the first is `relation` of the second."""
     if len(pairs) != 2:
         return False
     (_, first), (_, second) = pairs
@@ -191,7 +191,7 @@ def _binding(detection: Detection, spec: SceneSpec) -> bool | None:
         return None  # nothing to confuse
     detected = {_kind(actual) for actual in detection.objects}
     if not {colour, other_colour} <= {c for c, _ in detected}:
-        return None  # a colour is missing altogether
+        return None  # a colour is missing
     if not {shape, other_shape} <= {s for _, s in detected}:
         return None
     return set(kinds) <= detected

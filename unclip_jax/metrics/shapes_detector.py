@@ -1,7 +1,7 @@
 """Detection of the background and the objects of an image of the shapes world.
 
-Area and centre of mass of a region fix size and position under each hypothesis of shape; the shape
-is the one whose rendered template then overlaps best. `shapes_regions` segments the image.
+Area and centre of mass of a region determine size and position for each candidate shape; the shape
+is the one whose rendered template then has the largest overlap. `shapes_regions` segments images.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from unclip_jax.shapes.vocabulary import BACKGROUNDS, COLOURS, SHAPES, size_of
 
 CHUNK = 128  # images per batch, to bound memory
 LEAST_SIDE = 16  # pixels
-LEAST_OVERLAP = 0.60  # intersection over union with the best template; below, no shape at all
+LEAST_OVERLAP = 0.60  # intersection over union with the best template; below, there is no shape
 
 Images = UInt8[np.ndarray, "b h w 3"] | Float[np.ndarray, "b h w 3"]
 
@@ -31,7 +31,7 @@ class DetectedObject(NamedTuple):
 
     Attributes:
         colour: nearest palette colour.
-        shape: best template, or None where none fits.
+        shape: best template, or None if none fits.
         size: nearest size word.
         x: horizontal centre, as in `shapes.scene.SceneObject`.
         y: vertical centre.
@@ -56,7 +56,7 @@ class Detection(NamedTuple):
 
 
 class _Fit(NamedTuple):
-    """Best template per object: index, overlap, and the place and radius it implies (pixels)."""
+    """Best template per object: index, overlap, and the implied position and radius (pixels)."""
 
     shape: Int[np.ndarray, " n"]
     overlap: PerObject
@@ -72,7 +72,7 @@ def detect(images: Images) -> list[Detection]:
         images: square RGB, uint8 or float in [-1, 1].
 
     Raises:
-        UserError: not square, smaller than LEAST_SIDE, or floats outside [-1, 1].
+        UserError: images are not square, smaller than LEAST_SIDE, or floats outside [-1, 1].
     """
     _check(images)
     detections: list[Detection] = []
@@ -89,7 +89,7 @@ def _check(images: np.ndarray) -> None:
     if height != width or height < LEAST_SIDE:
         raise UserError(
             f"images are {height} x {width}; the checker needs squares of at least "
-            f"{LEAST_SIDE} pixels."
+            f"{LEAST_SIDE} pixels. Resize them."
         )
     if images.dtype == np.uint8 or not images.size:
         return
@@ -116,7 +116,7 @@ def _detect(pixels: Pixels) -> list[Detection]:
 
 
 def _fit(regions: Regions) -> _Fit:
-    """Fits every template of an object's area and centre of mass and takes the best overlap."""
+    """Fits every template to an object's area and centre of mass, and selects the best overlap."""
     count = len(regions.image)
     if not count:
         nothing = np.zeros(0)

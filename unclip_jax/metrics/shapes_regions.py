@@ -1,8 +1,8 @@
 """Segmentation of images of the shapes world into coloured objects.
 
-A soft edge is a mixture of the background and one palette colour. So a pixel belongs to the colour
-whose line from the background passes nearest, and its position on that line is the share of it
-that the object covers. Everything works on a whole batch at once.
+A soft edge is a mixture of the background and one palette colour. A pixel is therefore assigned to
+the colour whose line from the background passes nearest, and its position on that line is the share
+that the object covers. All functions process a whole batch.
 """
 
 from typing import NamedTuple
@@ -14,10 +14,10 @@ from scipy import ndimage
 from unclip_jax.shapes import sdf
 from unclip_jax.shapes.vocabulary import COLOURS, SHAPES, SIZES
 
-LEAST_AREA = 0.25  # of the smallest object of the world; smaller regions are noise
-LEAST_CONTRAST = 36.0  # RGB distance; an object colour this near to the background is invisible
+LEAST_AREA = 0.25  # share of the smallest object of the world; smaller regions are noise
+LEAST_CONTRAST = 36.0  # RGB distance; object colours nearer to the background are invisible
 SPLIT_SHARE = 0.25  # a second colour with this share of a component makes it two objects
-MOST_OBJECTS = 8  # per image, the largest; a caption names at most four
+MOST_OBJECTS = 8  # largest objects kept per image; a caption names at most four
 
 PALETTE = np.array(list(COLOURS.values()), np.float32)
 _KINDS = len(COLOURS)
@@ -35,10 +35,10 @@ class Regions(NamedTuple):
     """The objects of a batch of images, numbered from 0.
 
     Attributes:
-        label: [b h w]; 0 off all objects, k + 1 on object k and on the pixels that touch it.
-        share: [b h w]; how much of each pixel its object covers.
-        image: [n] index of the image that holds each object.
-        colour: [n] index into `COLOURS` of each object's colour.
+        label: [b h w]; 0 outside all objects, k + 1 on object k and on the pixels that touch it.
+        share: [b h w]; share of each pixel that its object covers.
+        image: [n] index of the image of each object.
+        colour: [n] index of each object's colour in `COLOURS`.
     """
 
     label: Labels
@@ -63,7 +63,7 @@ def border_colour(pixels: Pixels) -> Grounds:
 
 
 def find_regions(pixels: Pixels, grounds: Grounds) -> Regions:
-    """Joins half-covered pixels into objects of one colour each, without tiny regions.
+    """Joins half-covered pixels to objects of one colour each, without tiny regions.
 
     Args:
         pixels: [b h w 3], 0-255.
@@ -99,7 +99,7 @@ def centres(regions: Regions) -> Centres:
 def windows(
     regions: Regions, *, left: Int[np.ndarray, " n"], top: Int[np.ndarray, " n"], side: int
 ) -> Float[np.ndarray, "n side side"]:
-    """Crops the share of each object around it, [n side side]; zero outside the image."""
+    """Crops the share of each object in a square window, [n side side]; zero outside the image."""
     pad = ((0, 0), (side, side), (side, side))
     label, share = np.pad(regions.label, pad), np.pad(regions.share, pad)
     cut = np.zeros((len(left), side, side), np.float32)
@@ -111,11 +111,11 @@ def windows(
 
 
 def _unmix(offset: Pixels, lines: Float[np.ndarray, "b k 3"]) -> tuple[Labels, Marks]:
-    """Finds per pixel the likeliest palette colour, and where it covers half of the pixel."""
+    """Finds the most likely palette colour of every pixel, and the pixels that it half covers."""
     length = np.sum(lines**2, axis=-1)
     scale = (length >= LEAST_CONTRAST**2) / np.maximum(length, 1)
     share = np.clip(np.einsum("bhwc,bkc->bhwk", offset, lines * scale[..., None]), 0, 1)
-    # |offset - share * line|^2 without the term that all colours have in common
+    # |offset - share * line|^2 without the term common to all colours
     dots = np.einsum("bhwc,bkc->bhwk", offset, lines)
     error = share * (share * length[:, None, None] - 2 * dots)
     colour = error.argmin(-1)
@@ -123,7 +123,7 @@ def _unmix(offset: Pixels, lines: Float[np.ndarray, "b k 3"]) -> tuple[Labels, M
 
 
 def _main_colour(colour: Labels, solid: Marks) -> Labels:
-    """Gives every component its main colour, unless a second one has a sizeable part of it."""
+    """Assigns its main colour to every component, unless a second one covers a sizeable share."""
     label, count = _components(solid)
     votes = np.bincount((label * _KINDS + colour).ravel(), minlength=(count + 1) * _KINDS)
     votes = votes.reshape(count + 1, _KINDS)
@@ -133,7 +133,7 @@ def _main_colour(colour: Labels, solid: Marks) -> Labels:
 
 
 def _join(colour: Labels, solid: Marks) -> Labels:
-    """Numbers the connected parts of equal colour."""
+    """Numbers the connected regions of equal colour."""
     label, total = np.zeros(solid.shape, np.int64), 0
     for index in range(_KINDS):
         part, count = _components(solid & (colour == index))
@@ -143,7 +143,7 @@ def _join(colour: Labels, solid: Marks) -> Labels:
 
 
 def _drop_small(label: Labels, *, least: float) -> Labels:
-    """Drops parts smaller than `least` pixels and all but the largest few, and renumbers."""
+    """Removes regions smaller than `least` pixels and all but the largest few, and renumbers."""
     area = np.bincount(label.ravel())
     keep = area >= least
     keep[0] = False
@@ -161,6 +161,6 @@ def _components(mask: Marks) -> tuple[Labels, int]:
 
 
 def _least_area(side: int) -> float:
-    """Returns the least area of an object in pixels."""
+    """Returns the smallest area of an object in pixels."""
     smallest = min(sdf.moments(shape).area for shape in SHAPES)
     return LEAST_AREA * smallest * (SIZES["small"].low * side) ** 2

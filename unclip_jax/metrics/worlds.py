@@ -13,15 +13,15 @@ from unclip_jax.metrics.portraits_detector import Images
 
 
 class WorldChecks(NamedTuple):
-    """A procedural world as evaluation sees it.
+    """The checker of a procedural world.
 
     Attributes:
-        name: as in `python -m unclip_jax.prepare NAME`.
-        as_spec: reads a caption, or a scene as JSON; raises `UserError` for those of other worlds.
-        check: a verdict per image of its caption or scene.
-        report: pass rates of many verdicts, per attribute.
+        name: name in `python -m unclip_jax.prepare NAME`.
+        as_spec: parses a caption, or a scene as JSON; raises `UserError` for those of other worlds.
+        check: returns a verdict per image for its caption or scene.
+        report: returns the pass rates of verdicts, per attribute.
         summary: attributes shown in tables.
-        criteria: attributes judged from the caption alone; all together are "joint".
+        criteria: attributes judged from the caption alone, whose conjunction is "joint".
     """
 
     name: str
@@ -43,7 +43,7 @@ WORLDS: tuple[WorldChecks, ...] = tuple(
     )
     for name, checker in (("shapes", shapes_checker), ("portraits", portraits_checker))
 )
-# Columns of a table for any world, each once; what depends on all others comes last.
+# Distinct columns of a table for all worlds, with those that depend on others last.
 _LAST = ("binding", "joint")
 SUMMARY: tuple[str, ...] = (
     tuple(dict.fromkeys(n for world in WORLDS for n in world.summary if n not in _LAST)) + _LAST
@@ -71,7 +71,7 @@ def check(images: Images, captions: Sequence[str]) -> dict[str, Rate]:
     """Computes pass rates per attribute of images by their captions; empty outside all worlds.
 
     Raises:
-        UserError: unequal numbers of images and captions, or images that the checker rejects.
+        UserError: numbers of images and captions differ, or the checker rejects the images.
     """
     world = world_of(captions)
     return world.report(world.check(images, captions)) if world else {}
