@@ -16,7 +16,8 @@ from tests.stages import tiny
 from tests.tokenization.test_language_tokenizers import PIECES, spiece
 from unclip_jax.backbones.unet_plan import UNetConfig
 from unclip_jax.conditioning.low_res_noise import AugmentConfig
-from unclip_jax.convert import deepfloyd, diffusers, importing
+from unclip_jax.convert import deepfloyd, diffusers, importing, nested_pipelines
+from unclip_jax.convert.__main__ import main as convert_command
 from unclip_jax.convert.importing import ImportOptions
 from unclip_jax.core import config as typed
 from unclip_jax.core.checks import UserError
@@ -352,3 +353,52 @@ def test_stage_ii_alone_says_how_to_convert_both(pipelines, tmp_path, capsys, mo
     importing.convert([tmp_path / "stage_2"], tmp_path / "run")
     line = "note: only `sample upscale` works, as stage I is not converted; `python -m unclip_jax."
     assert line in capsys.readouterr().err
+
+
+def _released(pipelines, parent, **folders):
+    """Copies the pipelines to a folder under names of releases."""
+    for name, stage in folders.items():
+        shutil.copytree(pipelines / stage, parent / name.replace("_", "-"))
+    return parent
+
+
+def test_a_folder_that_holds_both_stages_stands_for_them(pipelines, tmp_path, capsys):
+    parent = _released(pipelines, tmp_path / "if", IF_I_M="stage_1", IF_II_M="stage_2")
+    (parent / "README.md").write_text("mine")
+    convert_command([str(parent), f"--out={tmp_path / 'run'}"])
+    assert f"{parent} holds IF-I-M and IF-II-M" in capsys.readouterr().err
+    assert sorted(p.parent.name for p in (tmp_path / "run").glob("*/export")) == sorted(CONFIGS)
+    assert "from IF-I-M, IF-II-M" in load.read_manifest(tmp_path / "run/imagen_base/export").data
+    converted = importing.run_directory(parent)
+    assert converted == parent / "IF-I-M.unclip_jax" == importing.run_directory(parent / "IF-I-M")
+    assert (converted / "upsampler_256").exists()
+    assert importing.run_directory(parent) == converted  # whose exports are no pipelines
+    assert importing.run_directory(converted) == converted
+
+
+def test_other_folders_that_hold_pipelines_name_those_to_give(pipelines, tmp_path):
+    two = _released(pipelines, tmp_path / "two", IF_I_L="stage_1", IF_I_M="stage_1")
+    alone = _released(pipelines, tmp_path / "alone", IF_II_M="stage_2")
+    cache = tmp_path / "models--DeepFloyd--IF-I-M-v1.0"
+    cached = _released(pipelines, cache / "snapshots", a1b2="stage_1").joinpath("a1b2")
+    mixed = _released(pipelines, tmp_path / "mixed", IF_I_M="stage_1", karlo="stage_2")
+    index = mixed / "karlo" / "model_index.json"
+    index.write_text(index.read_text().replace("IFSuperResolution", "UnCLIP"))
+    several = "give one of these folders, or both stages of one DeepFloyd IF to `convert`"
+    for parent, message in (
+        (two, f"two is no pipeline directory, but {two}/IF-I-L, {two}/IF-I-M are; {several}"),
+        (mixed, f"but {mixed}/IF-I-M, {mixed}/karlo are; {several}"),
+        (alone, f"but {alone}/IF-II-M is one; give that folder"),
+        (cache, f"but {cached} is one; give that folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            importing.run_directory(parent)
+        with pytest.raises(UserError, match=message):
+            importing.convert([parent], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    run = tmp_path / "own" / "decoder" / "export"  # beside pipelines: a run is what it holds
+    run.mkdir(parents=True)
+    _released(pipelines, tmp_path / "own", IF_I_L="stage_1", IF_I_M="stage_1")
+    assert importing.run_directory(tmp_path / "own") == tmp_path / "own"
+    (mixed / "clip.safetensors").touch()  # weights of its own
+    assert nested_pipelines.sources_of(mixed) == [mixed]

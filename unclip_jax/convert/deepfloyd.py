@@ -80,6 +80,11 @@ def is_pipeline(folder: pathlib.Path) -> bool:
     return karlo.is_pipeline(folder) and _name(folder) in (BASE, SUPER_RES)
 
 
+def is_first(folder: pathlib.Path) -> bool:
+    """True if `folder` is a pipeline directory of stage I."""
+    return karlo.is_pipeline(folder) and _name(folder) == BASE
+
+
 def _name(folder: pathlib.Path) -> Any:
     return read_json(folder / INDEX).get("_class_name")
 

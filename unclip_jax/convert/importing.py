@@ -16,6 +16,7 @@ from unclip_jax.convert import (
     karlo,
     language_tensors,
     mindalle,
+    nested_pipelines,
     openai_dvae,
     original,
     standalone_clip,
@@ -71,7 +72,7 @@ def convert(
     """Converts public layouts to a run directory; returns the names of the stages written.
 
     Args:
-        sources: folders or files; the first determines the layout.
+        sources: folders or files, the first of which determines the layout; or one that holds IF.
         out: the run directory.
         options: settings of the conversion.
         begin: called with the name of every stage before it is read.
@@ -80,7 +81,7 @@ def convert(
     Raises:
         UserError: sources do not fit, or stages exist in `out`; nothing has been written.
     """
-    _check_request(sources, options)
+    sources = _checked_sources(sources, options)
     licence = terms(sources[0], options.licence)
     if (theirs := dalle2_pytorch.read(sources[0])) is not None:
         if options.dtype != "float32":
@@ -131,11 +132,13 @@ def convert(
     return list(written)
 
 
-def _check_request(sources: Sequence[pathlib.Path], options: ImportOptions) -> None:
-    """Checks the names of stages, and that sources exist.
+def _checked_sources(
+    sources: Sequence[pathlib.Path], options: ImportOptions
+) -> Sequence[pathlib.Path]:
+    """Returns the sources, or the stages of DeepFloyd IF in the only one, which stderr names.
 
     Raises:
-        UserError: a name is unknown or a source does not exist; names the first.
+        UserError: a name is unknown, a source does not exist, or it holds other pipelines.
     """
     for stage in options.stages:
         one_of("stage in --stages", stage, (*STAGES, *WHOLE))
@@ -147,6 +150,10 @@ def _check_request(sources: Sequence[pathlib.Path], options: ImportOptions) -> N
             f"--context is {options.context}, the caption length of a T5 or BERT, but {sources[0]} "
             "is another kind of source, whose own length is kept; leave it out."
         )
+    inside = nested_pipelines.sources_of(sources[0]) if len(sources) == 1 else [*sources]
+    if inside != [*sources]:
+        sys.stderr.write(f"{sources[0]} holds {' and '.join(path.name for path in inside)}\n")
+    return inside
 
 
 def _check_alone(sources: Sequence[pathlib.Path]) -> None:
@@ -398,11 +405,14 @@ def run_directory(models: pathlib.Path) -> pathlib.Path:
     """Returns the run directory for `models`: itself, or a cached conversion of public weights.
 
     The cache DIR.unclip_jax is converted again when files of DIR have changed. DeepFloyd IF's stage
-    I is converted in bfloat16, in which its T5-XXL takes 9 GiB, together with a stage II beside it.
+    I is converted in bfloat16, in which its T5-XXL takes 9 GiB, together with a stage II beside it;
+    a folder that holds both stands for stage I.
 
     Raises:
-        UserError: the pipeline cannot be converted, or the cache cannot be written.
+        UserError: the pipeline cannot be converted, the cache cannot be written, or the folder
+            holds other pipelines.
     """
+    models = nested_pipelines.sources_of(models)[0]
     if not (karlo.is_pipeline(models) or original.is_original(models)):
         return models
     models = models.resolve()
