@@ -388,8 +388,8 @@ def test_other_folders_that_hold_pipelines_name_those_to_give(pipelines, tmp_pat
     for parent, message in (
         (two, f"two is no pipeline directory, but {two}/IF-I-L, {two}/IF-I-M are; {several}"),
         (mixed, f"but {mixed}/IF-I-M, {mixed}/karlo are; {several}"),
-        (alone, f"but {alone}/IF-II-M is one; give that folder"),
-        (cache, f"but {cached} is one; give that folder"),
+        (alone, f"but {alone}/IF-II-M is one; give that folder\\.$"),
+        (cache, f"but {cached} is one; give that folder\\.$"),
     ):
         with pytest.raises(UserError, match=message):
             importing.run_directory(parent)
