@@ -2,11 +2,11 @@
 
     python -m benchmarks.accelerator --minutes=9 [--out=docs/accelerator.json] [--only=prior]
 
-Trains each stage at the paper's size in bfloat16 on random data, with fused attention and without,
-and samples with networks of Karlo's size in turns with diffusers, where it is installed. Rows are
-measured in the order of their importance until the minutes are over; the file is written after
-each, so the same command continues. A batch that does not fit in memory is halved. `--tiny`
-replaces every network by its smallest, to try the command without an accelerator.
+Trains each stage at the paper's size in bfloat16 on random data, with and without fused attention,
+and samples with networks of Karlo's size, in turns with diffusers if it is installed. Rows are
+measured in order of importance until the minutes have passed. The file is written after each row,
+so the same command continues. A batch that does not fit in memory is halved. `--tiny` replaces
+every network by its smallest size, to try the command without an accelerator.
 """
 
 import contextlib
@@ -28,9 +28,9 @@ from unclip_jax.cli import compilation_cache, entry
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, positive
 
-STEPS = 5  # of which the median counts
-PROFILED = 3  # steps
-KERNELS = 12  # that the profile lists
+STEPS = 5  # timed steps, whose median counts
+PROFILED = 3  # profiled steps
+KERNELS = 12  # kernels in the profile
 NET = "--config.model.model."
 UNET = f"{NET}unet."
 # About 500 million parameters: the paper's decoder with narrower blocks.
@@ -61,12 +61,12 @@ class Row(NamedTuple):
     """One measurement.
 
     Attributes:
-        name: of the row.
+        name: name of the row.
         what: "train", or "sample" in turns with diffusers.
         config: experiment and size.
-        overrides: of the config.
-        batch: the largest batch to try.
-        fused: False forces attention without fused kernels.
+        overrides: overrides of the config.
+        batch: largest batch size to try.
+        fused: False disables fused attention kernels.
     """
 
     name: str
@@ -102,15 +102,15 @@ def rows(*, tiny: bool = False) -> list[Row]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measures the rows that are missing while there is time.
+    """Measures the missing rows while there is time.
 
     Raises:
-        UserError: no such row, or a number that is not positive.
+        UserError: `--only` matches no row, or a number is not positive.
     """
     args = parser().parse_args(argv)
     positive("--minutes", args.minutes)
     selected = row_page.select(rows(tiny=args.tiny), args.only)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a peer shares the memory
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # shared with the peer
     compilation_cache.use()
     results: dict[str, Any] = markdown_page.read_json(args.out)
     end = time.monotonic() + 60 * args.minutes
@@ -138,7 +138,7 @@ def parser() -> Parser:
         description="Measure train steps, sampling and kernels on one accelerator.",
     )
     parser.add_argument(
-        "--minutes", type=float, default=9.0, help="minutes after which no row begins"
+        "--minutes", type=float, default=9.0, help="minutes after which no row is started"
     )
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/accelerator.json"))
     parser.add_argument("--only", default="", help="part of a row's name, such as 'train prior'")
@@ -148,7 +148,7 @@ def parser() -> Parser:
 
 
 def measure(row: Row) -> dict[str, Any]:
-    """Measures one row; a failure is its result, so that the others are measured."""
+    """Measures one row; a failure becomes its result, so that the others are still measured."""
     try:
         return _sampled(row) if row.what == "sample" else _trained(row)
     except UserError as error:
@@ -159,7 +159,7 @@ def _trained(row: Row) -> dict[str, Any]:
     """Measures a train step with the largest batch that fits.
 
     Raises:
-        UserError: not even a batch of one per device fits.
+        UserError: not even one example per device fits.
     """
     from benchmarks import compare, interleaved, unclip_side
 
@@ -170,7 +170,7 @@ def _trained(row: Row) -> dict[str, Any]:
                 once()
                 durations = [interleaved.timed(once) for _ in range(STEPS)]
             return {**facts, **compare.rates(facts, durations)}
-        except Exception as error:  # JAX has no public class for it
+        except Exception as error:  # JAX has no public class for this error
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
         finally:
@@ -180,7 +180,7 @@ def _trained(row: Row) -> dict[str, Any]:
 
 
 def _sampled(row: Row) -> dict[str, Any]:
-    """Measures a chain in turns with diffusers', or alone where that is not installed."""
+    """Measures a chain in turns with diffusers', or alone if diffusers is not installed."""
     from benchmarks import compare
 
     peer = [] if importlib.util.find_spec("diffusers") is None else ["--peer=diffusers"]
@@ -209,7 +209,7 @@ def halved(batch: int) -> Iterator[int]:
 
 @contextlib.contextmanager
 def attention(*, fused: bool) -> Iterator[None]:
-    """Traces attention with the kernels that the backend has, or without fused ones."""
+    """Traces attention with the kernels of the backend, or without fused ones."""
     from unclip_jax.backbones import layers
 
     plain = mock.patch.object(layers, "_implementation", return_value="xla")
@@ -218,7 +218,7 @@ def attention(*, fused: bool) -> Iterator[None]:
 
 
 def worst(selected: Sequence[Row], results: dict[str, Any]) -> Row | None:
-    """Returns the train step with the least share of the device's peak."""
+    """Returns the train step with the smallest share of the device's peak."""
     steps = [
         row
         for row in selected
@@ -228,7 +228,7 @@ def worst(selected: Sequence[Row], results: dict[str, Any]) -> Row | None:
 
 
 def profile(row: Row, batch: int) -> list[dict[str, Any]]:
-    """Returns the kernels of a train step that take longest: name, milliseconds, share."""
+    """Returns the slowest kernels of a train step: name, milliseconds, share."""
     import jax
 
     from benchmarks import unclip_side

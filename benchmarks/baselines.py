@@ -1,8 +1,9 @@
 """The PyTorch peers of experiments: tasks for `diffusers_side` and `dalle2_side`.
 
-Sizes `karlo` have the options of Karlo, whose classes diffusers has: there both sides compute the
-same function with the same parameters. Otherwise the peer has the same widths, depths, sides and
-numbers of tokens, and lacks what its classes have no options for (`LACKING`).
+The sizes `karlo` have the options of Karlo, for which diffusers has classes: both sides then
+compute the same function with the same number of parameters. Otherwise the peer has the same
+widths, depths, sides and numbers of tokens, but lacks parts for which its classes have no options
+(`LACKING`).
 """
 
 import dataclasses
@@ -36,13 +37,13 @@ def check(name: str, experiment: Experiment, *, what: str) -> None:
     """Checks that an experiment can be compared, before anything is built.
 
     Raises:
-        UserError: an unknown peer, PyTorch missing, or a stage or optimiser that the peer lacks.
+        UserError: the peer is unknown, lacks the stage or optimiser, or PyTorch is missing.
     """
     for module in PEERS[one_of("--peer", name, tuple(PEERS))]:
         if importlib.util.find_spec(module) is None:
             raise UserError(
-                f"--peer={name} needs {module}, which is not installed; pip install "
-                f"{INSTALL[name]} brings it."
+                f"--peer={name} needs {module}, which is not installed; run `pip install "
+                f"{INSTALL[name]}`."
             )
     if experiment.stage not in LACKING[name]:
         raise UserError(
@@ -54,14 +55,14 @@ def check(name: str, experiment: Experiment, *, what: str) -> None:
     optim = experiment.optim
     if optim.name != "adamw" or optim.sam:
         raise UserError(
-            f"the peer takes steps of AdamW, this experiment of {optim.name!r}; add "
+            f"the peer trains with AdamW, this experiment with {optim.name!r}; add "
             "--config.optim.name=adamw, so that both do the same."
         )
 
 
 def _check_dalle2(experiment: Experiment, what: str) -> None:
     if what != "train":
-        raise UserError("dalle2 is compared in training alone; for sampling give --peer=diffusers.")
+        raise UserError("dalle2 is compared only in training; for sampling give --peer=diffusers.")
     net = experiment.model.model
     if experiment.stage == "prior" and net.width != net.embed_dim:
         raise UserError(
@@ -79,10 +80,10 @@ def _check_dalle2(experiment: Experiment, what: str) -> None:
 
 
 def task(name: str, experiment: Experiment, *, what: str, batch: int) -> dict[str, Any]:
-    """Returns the task of the peer's process.
+    """Returns the task for the peer's process.
 
     Args:
-        name: of the peer.
+        name: name of the peer.
         experiment: the stage, of any size.
         what: "train" or "sample".
         batch: examples per call.
@@ -180,7 +181,7 @@ NETWORKS = {
 
 
 def plain(cfg: UNetConfig) -> UNetConfig:
-    """Returns a U-Net without patches: the same levels and channels behind a wider stem."""
+    """Returns a U-Net without patches, with the same levels and channels after a wider stem."""
     if cfg.patch == 1:
         return cfg
     channels = {"in_channels": cfg.in_channels * cfg.patch**2}

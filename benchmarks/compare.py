@@ -1,6 +1,6 @@
-"""Measures a program and a peer's in turns: shared by `benchmarks.train_step` and `.sample`.
+"""Measures a program and a peer's in turns; shared by `benchmarks.train_step` and `.sample`.
 
-Our program and the peer's run in processes of their own on the same cores.
+Both programs run on the same cores, in separate processes.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def parse(what: str, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]
     """Parses the command line; returns its arguments and overrides of the config.
 
     Raises:
-        UserError: an argument that is neither, or a number that is not positive.
+        UserError: an argument is neither, or a number is not positive.
     """
     parser = ExperimentParser(
         "compare", prog=f"python -m benchmarks.{'train_step' if what == 'train' else 'sample'}"
@@ -107,7 +107,7 @@ def measure(
 
 
 def lacks(peer: str, experiment: Experiment) -> str:
-    """Names what the peer lacks; "" if it computes the same: Karlo's options, one network."""
+    """Names the parts that the peer lacks; "" if it computes the same (Karlo, one network)."""
     twice = getattr(experiment.model, "last_step", False)
     if peer == "diffusers" and experiment.size == "karlo" and not twice:
         return ""

@@ -1,10 +1,10 @@
-"""The other PyTorch side of a comparison: the prior and the decoder of DALLE2-pytorch, trained.
+"""The other PyTorch side of a comparison: training of DALLE2-pytorch's prior and decoder.
 
     (a task of `benchmarks.baselines` as JSON on stdin, see `benchmarks.interleaved`)
 
-Its networks are its own: causal attention with rotary embeddings over the same tokens in the prior,
-residual blocks with cross attention in the decoder, at the same widths, depths and
-sides. The losses are the library's.
+The networks and losses are those of the library: a prior with causal attention and rotary
+embeddings over the same tokens, and a decoder of residual blocks with cross attention, with the
+same widths, depths and sides.
 """
 
 import importlib.metadata
@@ -19,7 +19,7 @@ from benchmarks.torch_step import Work
 
 
 def prepare(task: dict[str, Any]) -> tuple[dict[str, Any], Work]:
-    """Builds the network; returns facts about it and one step of its training."""
+    """Builds the network; returns facts about it and a function that takes one training step."""
     torch_step.configure()
     model, inputs = NETWORKS[task["network"]](task)
     model = model.train()
@@ -43,7 +43,7 @@ def prepare(task: dict[str, Any]) -> tuple[dict[str, Any], Work]:
 
 
 def prior(task: dict[str, Any]) -> tuple[nn.Module, dict[str, torch.Tensor]]:
-    """Builds a DiffusionPrior and a batch of random embeddings, and captions if it reads any."""
+    """Builds a DiffusionPrior and a batch of random embeddings, with captions if it reads any."""
     sizes, batch = task["settings"], task["batch"]
     net = DiffusionPriorNetwork(**sizes, num_timesteps=task["timesteps"])
     model = DiffusionPrior(

@@ -1,6 +1,6 @@
-"""Limits of a data set of web scale: planning, merging, latency, memory, and training from tars.
+"""Limits of data sets of web scale: planning, merging, latency, memory, and training from tars.
 
-`data_scale` measures and reports them.
+`data_scale` calls these measurements and reports them.
 """
 
 import contextlib
@@ -32,10 +32,10 @@ from unclip_jax.preparation.pipeline import TokenizerConfig
 from unclip_jax.preparation.plan_specs import FileSpec
 from unclip_jax.preparation.shard_writer import ImportConfig
 
-PER_TAR = 10_000  # pairs
+PER_TAR = 10_000  # pairs per tar
 SIDE, QUALITY = 512, 95
 LATENCY = 0.03  # seconds
-STORES = (  # of the rates of the loader: label, store, library of ranged reads
+STORES = (  # for the rates of the loader: label, store, library for ranged reads
     ("in this process", slow_store.in_process, ""),
     ("gcsfs and a server", slow_store.served, "fsspec"),
     ("TensorStore and a server", slow_store.served, ""),
@@ -57,7 +57,7 @@ WORDS = [
 
 
 def plan(count: int) -> dict[str, float]:
-    """Lists the tars of `count` records and plans their shards; the tars are empty but long."""
+    """Lists the tars of `count` records and plans their shards; the tars are long but empty."""
     with tempfile.TemporaryDirectory() as folder, slow_store.in_process(pathlib.Path(folder)):
         place = pathlib.Path(folder, slow_store.BUCKET, "in")
         place.mkdir(parents=True)
@@ -71,7 +71,7 @@ def plan(count: int) -> dict[str, float]:
 
 
 def merge(count: int) -> dict[str, float]:
-    """Merges the logs and hashes of `count` records, among which duplicates are looked for."""
+    """Merges the logs and hashes of `count` records, and searches for duplicates among them."""
     planned = shard_tasks.SplitTasks(
         "train", count // PER_TAR, "f", ("in",), "s", True, {}, "", dedup="exact"
     )
@@ -96,7 +96,7 @@ def merge(count: int) -> dict[str, float]:
 
 
 def loader_rates(seconds: float) -> list[dict[str, Any]]:
-    """Measures examples/s of one loader at `LATENCY` by number of threads and store."""
+    """Measures the examples/s of one loader at `LATENCY`, by number of threads and store."""
     image = io.BytesIO()
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(image, "PNG")
     rates = []
@@ -104,7 +104,7 @@ def loader_rates(seconds: float) -> list[dict[str, Any]]:
         folder = pathlib.Path(name, slow_store.BUCKET)
         urls = write_shards(folder, image.getvalue(), shards=8, count=2000)
         source = prepared.ShardSource(urls, [2000] * 8)
-        for threads in (16, 64, 128):  # stores in turns, as the machine may have other work
+        for threads in (16, 64, 128):  # stores in turns, because the load of the machine varies
             for label, store, library in STORES:
                 os.environ[ranged_reads.LIBRARY] = library
                 with store(pathlib.Path(name), latency=LATENCY):
@@ -115,7 +115,7 @@ def loader_rates(seconds: float) -> list[dict[str, Any]]:
 
 
 def rate(source: sources.Source, threads: int, seconds: float) -> dict[str, float]:
-    """Measures a loader of captions, which cost nothing to decode."""
+    """Measures a loader of captions, whose decoding costs nothing."""
     config = LoaderConfig(batch_size=256, workers=threads)
     loader = make_loader(source, example=ExampleConfig(("caption",)), config=config)
     for _ in range(12):  # opens all shards
@@ -135,7 +135,7 @@ def rate(source: sources.Source, threads: int, seconds: float) -> dict[str, floa
 
 
 def write_shards(folder: pathlib.Path, image: bytes, *, shards: int, count: int) -> list[Url]:
-    """Writes one shard and further names for it."""
+    """Writes one shard and links under the other names."""
     folder.mkdir(parents=True)
     names = [records.shard_name("train", number, shards) for number in range(shards)]
     parts = ({"image": image, "caption": "a", "key": str(i), "scene": ""} for i in range(count))
@@ -146,10 +146,10 @@ def write_shards(folder: pathlib.Path, image: bytes, *, shards: int, count: int)
 
 
 def memory(count: int) -> dict[str, Any]:
-    """Reads random records of many shards, 16 of each; returns the memory after every fifth."""
+    """Reads 16 random records of each of many shards; returns the memory after every fifth."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name, slow_store.BUCKET)
-        rows = 8192  # of a shard
+        rows = 8192  # per shard
         urls = write_shards(folder, b"x" * 40, shards=count, count=rows)
         source = prepared.ShardSource([folder / url.name for url in urls], [rows] * count)
         order = np.random.default_rng(0).integers(0, rows * count, 16 * count)
@@ -162,7 +162,7 @@ def memory(count: int) -> dict[str, Any]:
 
 
 def index(count: int) -> dict[str, Any]:
-    """Prepares tars as a copy and as an index; compares them and batches of training."""
+    """Prepares tars as a copy and as an index; compares records and training batches of both."""
     image = io.BytesIO()
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(image, "PNG")
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
@@ -200,7 +200,7 @@ def index(count: int) -> dict[str, Any]:
 
 
 def prepare(inputs: Location, out: Location, *, processes: int = 0, **options: Any) -> None:
-    """Prepares tars as the command does, without a tokenizer."""
+    """Prepares tars like the command, without a tokenizer."""
     specs = {"train": FileSpec((str(inputs),))}
     config = ImportConfig(workers=0, **options)
     engine = engines.Engine(processes=processes)
@@ -209,14 +209,14 @@ def prepare(inputs: Location, out: Location, *, processes: int = 0, **options: A
 
 
 def apart(function: Callable[[int], Any], argument: int) -> Any:
-    """Calls a function in a new process, whose peak of memory is its own."""
+    """Calls a function in a new process, so that the peak of memory is its own."""
     context = multiprocessing.get_context("spawn")
     with futures.ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, argument).result()
 
 
 def peak() -> dict[str, float]:
-    """Returns the largest memory of this process so far."""
+    """Returns the peak memory of this process in megabytes."""
     return {"peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
@@ -229,7 +229,7 @@ def resident() -> float:
 def write_tar(
     path: pathlib.Path, count: int, *, images: Sequence[bytes] = (), first: int = 0
 ) -> None:
-    """Writes pairs as img2dataset does: image, caption and JSON side by side."""
+    """Writes pairs like img2dataset: adjacent image, caption and JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     images = images or [jpeg(number) for number in range(min(count, 64))]
     facts = json.dumps({"url": "https://example.com/image", "similarity": 0.3, "status": "success"})
@@ -247,7 +247,7 @@ def write_tar(
 
 
 def jpeg(number: int) -> bytes:
-    """Returns an image with the spectrum of photographs and some noise, of about 150 KB."""
+    """Returns an image of about 150 KB with the spectrum of photographs and some noise."""
     generator = np.random.default_rng(number)
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(SIDE), np.fft.rfftfreq(SIDE), indexing="ij"))
     frequency[0, 0] = 1

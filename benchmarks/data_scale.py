@@ -1,13 +1,13 @@
-"""Resources that data sets of web scale need: measured per record here, and multiplied.
+"""Resources for data sets of web scale: measured per record, and extrapolated.
 
     python -m benchmarks.data_scale --out=docs/scale.md
     python -m benchmarks.data_scale --samples=1000000 --only=index
 
 Images are synthetic JPEGs of 512 pixels and about 150 KB, captions have twelve words, and a tar has
-10,000 pairs, as img2dataset writes them. Every step reads from and writes to a store in this
-process that counts requests and bytes (`slow_store`); times are CPU-seconds of one core. Further
-figures: planning and merging of ten million records, reading at a latency of 30 ms, memory over
-5,000 shards, and whether an index trains as the copied data do.
+10,000 pairs, as written by img2dataset. Every step reads from and writes to a store in this process
+that counts requests and bytes (`slow_store`); times are CPU seconds of one core. Further
+measurements: planning and merging of ten million records, reading at a latency of 30 ms, memory
+over 5,000 shards, and whether training from an index equals training from copied data.
 """
 
 import argparse
@@ -113,13 +113,13 @@ def costs(count: int) -> dict[str, dict[str, float]]:
             joined = sources.JoinedSource(source, embeddings, fields=fields)
             examples = _loader(joined if fields else source, example, tokenizer)
             result[name] = cost(lambda e=examples: list(e), count)
-        rows = 16_384  # of a shard
+        rows = 16_384  # per shard
         written = functools.partial(write_embeddings, bucket / "y", rows, digest=digest)
         result["embed: write"] = cost(written, rows)
         return result
 
 
-# As experiment files of the paper's sizes read them.
+# As in experiment files at the paper's sizes.
 EXAMPLES = {
     "embed: read and decode": ExampleConfig(("image", "tokens", "token_mask"), image_size=256),
     "train `clip`": ExampleConfig(("image", "tokens", "token_mask"), image_size=256),
@@ -154,7 +154,7 @@ def _loader(
 
 
 def write_embeddings(url: Url, count: int, *, digest: str) -> None:
-    """Writes random embeddings of so many records."""
+    """Writes random embeddings of `count` records."""
     rows = np.random.default_rng(0).standard_normal((count, DIM)).astype(np.float32)
     keys, captions = [f"{i:09d}" for i in range(count)], [" ".join(data_limits.WORDS)] * count
     folder = EmbeddingFolder(url, info={"clip_id": "x", "data_digest": digest})
@@ -201,7 +201,7 @@ def tables(result: dict[str, Any]) -> str:
 
 
 def per_record(steps: dict[str, Cost]) -> str:
-    """Formats the costs of a record."""
+    """Formats the costs per record."""
     heads = ["step, per record", "CPU ms", "KB read", "KB written", "requests"]
     rows = [
         [
@@ -217,7 +217,7 @@ def per_record(steps: dict[str, Cost]) -> str:
 
 
 def totals(steps: dict[str, Cost]) -> str:
-    """Formats the costs of whole data sets; of training, of one epoch."""
+    """Formats the costs of whole data sets; for training, of one epoch."""
     heads = ["step", *(f"{name} ({size:.3g})" for name, size in SIZES.items())]
     rows = []
     for name, each in steps.items():
@@ -226,7 +226,7 @@ def totals(steps: dict[str, Cost]) -> str:
 
 
 def total(each: Cost, size: int) -> str:
-    """Formats the cost of so many records; amounts of less than a gigabyte are left out."""
+    """Formats the cost of `size` records; amounts of less than a gigabyte are left out."""
     parts = {
         "core-h": each.cpu * size / 3600,
         "TB in": each.read * size / 1e12,
@@ -237,7 +237,7 @@ def total(each: Cost, size: int) -> str:
 
 
 def amount(value: float) -> str:
-    """Formats a number with three digits at most, large ones without an exponent."""
+    """Formats a number with at most three digits; large ones without an exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
 
 

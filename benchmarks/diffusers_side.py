@@ -2,10 +2,10 @@
 
     (a task of `benchmarks.baselines` as JSON on stdin, see `benchmarks.interleaved`)
 
-A unit of training is what diffusers' own scripts do: noise, forward, mean squared error, backward,
-clipping, a fused AdamW step, an average of the parameters. A unit of sampling is a whole chain,
-with both halves of guidance in one batch. Convolutions run in whichever memory format is faster
-here. No JAX in this process.
+A unit of training is a step of diffusers' own scripts: noise, forward, mean squared error,
+backward, clipping, fused AdamW, average of the parameters. A unit of sampling is a whole chain,
+with both halves of guidance in one batch. Convolutions use the memory format that is faster on this
+machine. This process does not import JAX.
 """
 
 import math
@@ -20,7 +20,7 @@ from torch.nn import functional
 from benchmarks import interleaved, torch_step
 
 Work = Callable[[], Any]
-TRIALS = 2  # units that decide between memory formats
+TRIALS = 2  # units per memory format, to select the faster
 NUM_TIMESTEPS = 1000
 
 
@@ -104,7 +104,7 @@ class Upsampler(nn.Module):
         return (batch, self.channels, side, side)
 
     def conditions(self, batch: int) -> dict[str, torch.Tensor]:
-        """Returns nothing: `forward` makes the low-res image itself."""
+        """Returns {}: `forward` generates the low-res image."""
         return {}
 
     def forward(self, x_t: torch.Tensor, t: torch.Tensor, conditions: dict[str, torch.Tensor]):
@@ -121,7 +121,7 @@ CLASSES = {
 
 
 def prepare(task: dict[str, Any]) -> tuple[dict[str, Any], Work]:
-    """Builds the network; returns facts about it and one unit of work."""
+    """Builds the network; returns facts about it and a function that runs one unit of work."""
     torch_step.configure()
     make = train if task["what"] == "train" else sample
     name = task["settings"]["_class_name"]
@@ -147,7 +147,7 @@ def prepare(task: dict[str, Any]) -> tuple[dict[str, Any], Work]:
 
 
 def train(model: nn.Module, task: dict[str, Any], layout: str) -> tuple[Work, int]:
-    """Returns one step of training, and the number of parameters."""
+    """Returns a function that takes one training step, and the number of parameters."""
     model = model.to(memory_format=getattr(torch, layout)).train()
     batch, alpha_bar = task["batch"], _alpha_bar()
     x_0 = torch.randn(model.noise_shape(batch, whole=False))
@@ -163,7 +163,7 @@ def train(model: nn.Module, task: dict[str, Any], layout: str) -> tuple[Work, in
 
 
 def sample(model: nn.Module, task: dict[str, Any], layout: str) -> tuple[Work, int]:
-    """Returns one sampling chain, and the number of parameters."""
+    """Returns a function that samples one chain, and the number of parameters."""
     model = model.to(memory_format=getattr(torch, layout)).eval()
     batch, alpha_bar = task["batch"], _alpha_bar()
     rows = batch * (2 if task["guided"] else 1)
@@ -195,7 +195,7 @@ def _alpha_bar() -> torch.Tensor:
 
 
 def _trial(candidate: tuple[Work, int]) -> float:
-    """Measures the least time of a unit, on CPUs their time, after one that is not counted."""
+    """Returns the shortest time of a unit (on CPUs, CPU time) after one warm-up."""
     work, _ = candidate
     work()
     clock = "cpu" if torch_step.device() == "cpu" else "wall"

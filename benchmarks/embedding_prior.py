@@ -3,11 +3,12 @@
     python -m benchmarks.embedding_prior linear
     python -m benchmarks.embedding_prior clusters --pairs=5000 --out=clusters.json
 
-Hidden u gives x = P v + r e and y = M u + s e', where v are the first coordinates of u, P and M
-have orthonormal columns and e, e' are standard normal. In "linear" v is all of u, which is normal,
-so that y given x is normal and the ridge regression is the best point estimate. In "clusters" u is
-a mixture of narrow clusters of which v is a small part, so that y given x has several modes and its
-mean is no linear function of x. In both y given x is exact, and with it the best mean cosine.
+Hidden u determines x = P v + r e and y = M u + s e', where v are the first coordinates of u, P and
+M have orthonormal columns and e, e' are standard normal. In "linear" v is all of u, which is
+normal, so y given x is normal and ridge regression is the best point estimate. In "clusters" u is a
+mixture of narrow clusters of which v is a small part, so y given x has several modes and its mean
+is not a linear function of x. In both tasks the distribution of y given x is known exactly, and
+therefore the best mean cosine.
 """
 
 import argparse
@@ -35,8 +36,8 @@ class Task(NamedTuple):
     Attributes:
         to_x: P, transposed, [visible x].
         to_y: M, transposed, [hidden y].
-        centres: of the clusters, [clusters hidden].
-        spread: deviation of u round its centre.
+        centres: centres of the clusters, [clusters hidden].
+        spread: standard deviation of u around its centre.
         noise_x: r.
         noise_y: s.
     """
@@ -53,7 +54,7 @@ def make_task(name: str, *, x_dim: int = X_DIM, y_dim: int = Y_DIM, hidden: int 
     """Returns the generating process of a task.
 
     Raises:
-        UserError: no such task.
+        UserError: the name is unknown.
     """
     one_of("task", name, TASKS)
     generator = np.random.default_rng(0)
@@ -83,9 +84,9 @@ def draw(task: Task, count: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def posterior(task: Task, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the mixture that u is given x.
+    """Returns the posterior of u given x, a mixture of Gaussians.
 
-    P has orthonormal columns, so that P' x is sufficient: normal round v with deviation r.
+    P has orthonormal columns, so P' x is sufficient: normal around v with standard deviation r.
 
     Returns:
         Weights of the clusters [n c], their means [n c hidden], and the deviation [hidden].

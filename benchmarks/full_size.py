@@ -3,8 +3,8 @@
     python -m benchmarks.full_size --out=/tmp/full_size --steps=2
 
 Writes OUT/karlo in the layout of diffusers (float16, 7 GB) and OUT/run (bfloat16, 7 GB), then
-samples OUT/picture.png stage by stage, each command in its own process. Prints seconds, seconds of
-CPU time and peak memory of both.
+samples OUT/picture.png stage by stage, each command in its own process. Prints seconds, CPU seconds
+and peak memory of both.
 """
 
 import json
@@ -45,7 +45,7 @@ CLASSES = {
     "super_res_first": ("diffusers", unet_tensors.PLAIN),
     "super_res_last": ("diffusers", unet_tensors.PLAIN),
 }
-# Sizes of Karlo v1 alpha, as its public configs have them.
+# Sizes of Karlo v1 alpha, according to its public configs.
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "text_encoder": {
         "architectures": ["CLIPTextModelWithProjection"],
@@ -129,7 +129,7 @@ def _settings(words: caption_tokenizer.Tokenizer) -> dict[str, dict[str, Any]]:
 
 
 def _shapes(folder: pathlib.Path) -> Iterator[tuple[str, dict[str, tuple[int, ...]]]]:
-    """Yields names and shapes of every component's tensors, from the tables that read them."""
+    """Yields names and shapes of every component's tensors, from the tables used for reading."""
 
     def read(name: str) -> dict[str, Any]:
         return json.loads((folder / name / "config.json").read_text())
@@ -157,7 +157,7 @@ def _shapes(folder: pathlib.Path) -> Iterator[tuple[str, dict[str, tuple[int, ..
 
 
 def _random(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns gains and deviations of 1, offsets of 0, and random maps that keep the variance."""
+    """Returns gains and deviations of 1, offsets of 0, and random maps that preserve variance."""
     if len(shape) < 2 or name in prior_tensors.STATISTICS:
         ones = name == "clip_std" or (name.endswith("weight") and len(shape) == 1)
         return np.full(shape, float(ones), np.float16)

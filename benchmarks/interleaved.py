@@ -1,9 +1,9 @@
-"""Two programs measured in turns on the same cores, each in a process of its own.
+"""Measures two programs in turns on the same cores, each in a process of its own.
 
-A side is a process that reports facts about its program, then runs as many units of work as it is
-asked to and reports their durations, as lines of JSON behind a mark. While one works the other
-waits for its next line, so both meet the same machine; ratios are taken between neighbouring turns.
-Imports neither JAX nor PyTorch.
+A side is a process that reports facts about its program, then runs the requested number of units of
+work and reports their durations, as lines of JSON after a mark. While one works the other waits for
+its next line, so both run under the same conditions; ratios are computed between neighbouring
+turns. Imports neither JAX nor PyTorch.
 """
 
 import json
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from unclip_jax.core.checks import UserError
 
 MARK = "@@ "
-REST = 0.3  # seconds until threads of the other side that spin for work have given up
+REST = 0.3  # seconds until idle threads of the other side stop spinning
 
 
 class Duration(NamedTuple):
@@ -28,7 +28,7 @@ class Duration(NamedTuple):
 
     Attributes:
         wall: elapsed time.
-        cpu: time of all threads of the process, which other programs on the machine disturb less.
+        cpu: CPU time of all threads of the process, which is less disturbed by other programs.
     """
 
     wall: float
@@ -42,7 +42,7 @@ class Side:
         """Starts `python -m module` with `task` as JSON, and waits until it is ready.
 
         Raises:
-            UserError: the process ended instead.
+            UserError: the process ended before it was ready.
         """
         self.name = name
         self._process = subprocess.Popen(
@@ -66,7 +66,7 @@ class Side:
         return peak
 
     def kill(self) -> None:
-        """Kills the process if it still runs."""
+        """Kills the process if it is still running."""
         if self._process.poll() is None:
             self._process.kill()
             self._process.communicate()
@@ -85,13 +85,13 @@ class Side:
             sys.stderr.write(line)
         self._process.communicate()
         raise UserError(
-            f"{self.name} ended with status {self._process.returncode} before it answered; what "
-            "it wrote above says why."
+            f"{self.name} ended with status {self._process.returncode} before it answered; see "
+            "its output above for the reason."
         )
 
 
 def serve(prepare: Callable[[Any], tuple[dict[str, Any], Callable[[], Any]]]) -> None:
-    """Serves requests on standard input until it ends: the working end of a side.
+    """Serves requests on standard input until it ends; runs in the process of a side.
 
     Args:
         prepare: task -> (facts about it, function that runs one unit of work to its end).
@@ -116,7 +116,7 @@ def timed(once: Callable[[], Any]) -> Duration:
 def peak_memory() -> int:
     """Returns the peak resident memory of this process in bytes."""
     status = pathlib.Path("/proc/self/status")
-    if status.is_file():  # ru_maxrss of Linux begins with that of the parent process
+    if status.is_file():  # ru_maxrss on Linux starts at the parent's value
         line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
@@ -136,7 +136,7 @@ def _reply(value: Any) -> None:
 def alternate(sides: Sequence[Side], *, rounds: int, count: int) -> dict[str, list[Duration]]:
     """Runs sides in the order A, B, A, B, ...; returns the durations of `rounds` turns of each.
 
-    A turn is `count` units of work. One unit of each side runs before and is not counted.
+    A turn is `count` units of work. One unit of each side runs first and is not counted.
     """
     for side in sides:
         side.work(1)
@@ -148,7 +148,7 @@ def alternate(sides: Sequence[Side], *, rounds: int, count: int) -> dict[str, li
 
 
 def ratios(theirs: Sequence[Duration], ours: Sequence[Duration]) -> dict[str, list[float]]:
-    """Computes theirs over ours turn by turn, of "wall" and "cpu" time."""
+    """Computes the ratios theirs / ours turn by turn, for "wall" and "cpu" time."""
     pairs = list(zip(theirs, ours, strict=True))
     return {
         name: [getattr(a, name) / getattr(b, name) for a, b in pairs] for name in Duration._fields
@@ -156,5 +156,5 @@ def ratios(theirs: Sequence[Duration], ours: Sequence[Duration]) -> dict[str, li
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Returns median, least and greatest of the values."""
+    """Returns median, smallest and largest value."""
     return {"median": statistics.median(values), "least": min(values), "greatest": max(values)}

@@ -3,9 +3,9 @@
     python -m benchmarks.loader --config=experiments/decoder.py:shapes --workers=0,1,2,4 \
         [--json=OUT.json]
 
-Three figures: examples/s of the loader alone, while it decodes and while it reads images from its
-cache; examples/s of the train step alone, on one batch; and, with the loader feeding the step as in
-training, the share of the time that the step waits for data.
+Measures the examples/s of the loader alone, decoding and from its cache; the examples/s of the
+train step alone, on one batch; and, with the loader feeding the step as in training, the share of
+time for which the step waits for data.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from unclip_jax.experiment.config import Experiment
 from unclip_jax.parallel import place
 from unclip_jax.training.prefetch import DevicePrefetcher
 
-WARM = 4  # batches that are not counted: they are prefetched
+WARM = 4  # batches that are not timed, because they are prefetched
 
 
 def main(argv: Sequence[str]) -> None:
@@ -62,7 +62,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parses the command line; returns its arguments and overrides of the config.
 
     Raises:
-        UserError: an argument that is neither, or a number that is not positive.
+        UserError: an argument is neither, or a number is not positive.
     """
     parser = ExperimentParser("loader", prog="python -m benchmarks.loader")
     parser.add_argument("--workers", default="0,1,2,4", help="numbers of threads [0,1,2,4]")
@@ -80,7 +80,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def row(experiment: Experiment, workers: int, *, seconds: float) -> dict[str, Any]:
-    """Measures the loader alone: decoding every image, then from a full cache."""
+    """Measures the loader alone: first decoding every image, then from a full cache."""
     figures: dict[str, Any] = {"workers": workers}
     figures["decoding"] = rate(open_loader(experiment, workers, cache_mb=0), seconds)
     if experiment.data.cache_mb:
@@ -106,7 +106,7 @@ def epoch(loader: Loader, experiment: Experiment) -> int:
 
 
 def rate(loader: Loader, seconds: float) -> float:
-    """Measures examples per second over about `seconds`; closes the loader."""
+    """Measures the examples per second over about `seconds`; closes the loader."""
     for _ in range(WARM):
         next(loader)
     started, count = time.perf_counter(), 0
@@ -117,7 +117,7 @@ def rate(loader: Loader, seconds: float) -> float:
 
 
 def waiting(experiment: Experiment, *, steps: int) -> dict[str, float]:
-    """Trains on the loader's batches, as the loop does; returns seconds per step and of waiting."""
+    """Trains on the loader's batches like the loop; returns seconds per step and of waiting."""
     training, stage = unclip_side.training(experiment), experiment.build_stage()
     loader = open_loader(experiment, experiment.data.workers, cache_mb=experiment.data.cache_mb)
     size = experiment.train.batch_size
@@ -129,9 +129,9 @@ def waiting(experiment: Experiment, *, steps: int) -> dict[str, float]:
     waited, started = 0.0, time.perf_counter()
     for step in range(steps + 1):
         state, metrics = training.train_program.step(state, batch.device, key)
-        batch = prefetcher.next()  # while the device works
+        batch = prefetcher.next()  # while the device is working
         jax.block_until_ready(metrics)
-        if step == 0:  # compiles
+        if step == 0:  # the first step compiles
             waited, started = 0.0, time.perf_counter()
         else:
             waited += batch.wait_seconds

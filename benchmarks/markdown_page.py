@@ -1,4 +1,4 @@
-"""Pages of which a program writes a part: tables between two marks, all figures as JSON."""
+"""Pages partly written by programs: tables between two marks, and all figures as JSON."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def interval(estimate: Mapping[str, float | None], *, digits: int = 2) -> str:
-    """Formats a value with its interval; a dash where it is not defined (None, after JSON)."""
+    """Formats a value with its interval; a dash if it is undefined (None, after JSON)."""
     if estimate["value"] is None:
         return "–"
     value, low, high = (number(estimate[name], digits) for name in ("value", "low", "high"))
@@ -30,7 +30,7 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def cell(value: Mapping[str, float | None] | float | None) -> str:
-    """Formats a value with its interval, or a number without one by three digits."""
+    """Formats a value with its interval, or a single number with three digits."""
     return interval(value) if isinstance(value, Mapping) else number(value, 3)
 
 
@@ -43,14 +43,14 @@ def check_path(out: pathlib.Path) -> None:
     if out.suffix != ".md":
         raise UserError(f"--out is {str(out)!r}; give a name that ends in .md.")
     if not out.absolute().parent.is_dir():
-        raise UserError(f"--out is {str(out)!r}, but there is no such folder; make it first.")
+        raise UserError(f"--out is {str(out)!r}, but there is no such folder; create it first.")
 
 
 def split(out: pathlib.Path, *, title: str) -> tuple[str, str]:
-    """Returns the text before and after the tables of a page; the title, if there is no page.
+    """Returns the text before and after the tables of a page; of a new page, the title.
 
     Raises:
-        UserError: it cannot be read, or has no marks between which the tables go.
+        UserError: the page cannot be read, or lacks the marks around the tables.
     """
     if not out.exists():
         return title, "\n"
@@ -78,7 +78,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Reads the results beside a page; {} if there is no file.
 
     Raises:
-        UserError: it is not JSON.
+        UserError: the file is not JSON.
     """
     if not path.exists():
         return {}
@@ -92,7 +92,7 @@ def save(path: pathlib.Path, text: str) -> None:
     """Writes a file.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     try:
         path.write_text(text, encoding="utf-8")

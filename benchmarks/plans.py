@@ -2,9 +2,9 @@
 
     python -m benchmarks.plans --out=docs/plan.md [--only=decoder] [--again]
 
-Runs `python -m unclip_jax.plan` once per row, each in a process of its own (a U-Net takes minutes
-and gigabytes), and after every row writes the table between the marks of OUT.md and all plans to
-OUT.json. Existing rows are kept, so that an interrupted run continues.
+Runs `python -m unclip_jax.plan` once per row in a process of its own (a U-Net takes minutes and
+gigabytes), and after every row writes the table between the marks of OUT.md and all plans to
+OUT.json. Existing rows are kept, so an interrupted run continues.
 """
 
 import json
@@ -35,13 +35,13 @@ OTHERS = {
     ("dalle", "v4:4x4x4"): "v4:4x4x8",
     ("dalle", "v6e:8x8"): "v6e:8x16",
 }
-# The prior, one scanned block, compiles in minutes as it is; a U-Net would take hours.
+# The prior, one scanned block, compiles in minutes with default effort; a U-Net would take hours.
 EFFORT = {"prior": "default"}
 IMAGEN = ("imagen_base", "imagen_sr256", "imagen_sr1024")
-EXPERIMENTS = sorted(  # quick first
+EXPERIMENTS = sorted(  # fastest first
     (*registry.default_chain(), *IMAGEN, "dalle"), key=lambda name: name not in EFFORT
 )
-FSDP = {"dalle": 64}  # 12 billion parameters; those of others are split over 16 chips
+FSDP = {"dalle": 64}  # 12 billion parameters; other stages are split over 16 chips
 CACHED = "cached"
 VARIANTS = {("clip", CACHED): ("--config.optim.sam_cached=True",)}
 GIB = 2.0**30
@@ -51,9 +51,9 @@ class Row(NamedTuple):
     """One plan.
 
     Attributes:
-        experiment: its file's name.
+        experiment: name of its file.
         topology: the slice.
-        variant: of the experiment, a key of `VARIANTS`; "" = as its file states.
+        variant: variant of the experiment, a key of `VARIANTS`; "" = as in its file.
     """
 
     experiment: str
@@ -92,7 +92,7 @@ def rows() -> list[Row]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Plans the rows that are missing, and writes the page after each."""
+    """Plans the missing rows, and writes the page after each."""
     args = row_page.parse(
         argv,
         prog="benchmarks.plans",
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
     plans = markdown_page.read_json(args.out.with_suffix(".json"))
     missing = [row for row in selected if args.again or row.name not in plans]
     if missing and not compile_target.can_compile_for_tpu():
-        raise UserError("libtpu is not installed; pip install 'unclip_jax[tpu]' brings it.")
+        raise UserError("libtpu is not installed; run `pip install 'unclip_jax[tpu]'`.")
     for row in missing:
         sys.stderr.write(f"{row.name} ...\n")
         plans[row.name] = plan(row)
@@ -114,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def plan(row: Row) -> dict[str, Any]:
-    """Runs `unclip_jax.plan`; returns its plan with the command and its seconds.
+    """Runs `unclip_jax.plan`; returns its plan with the command and its duration.
 
     Raises:
         UserError: the command failed.
@@ -134,7 +134,7 @@ def plan(row: Row) -> dict[str, Any]:
 
 
 def table(plans: dict[str, Any]) -> str:
-    """Formats the rows that were planned, and the names of the others."""
+    """Formats the planned rows, and the names of the others."""
     heads = ("stage", "slice (data x fsdp)", "batch", "fits: peak of HBM per chip, GiB")
     heads += ("ms per step: compute", "memory", "links", "binds", "step, ms", "MFU, %", "days")
     planned = [row for row in rows() if row.name in plans]

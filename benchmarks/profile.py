@@ -4,9 +4,9 @@
         [--steps=3] [--config.KEY=VALUE ...]
 
 Runs the step that `benchmarks.train_step` times under JAX's profiler and adds up the operations of
-the devices' threads, each moment counted once, for the innermost operation. The difference to the
-time of all cores is waiting, or work of one thread while others had none. GPUs and TPUs name their
-operations otherwise; for those, look at the profile of `config.train.profile_steps`.
+the devices' threads; each moment counts once, for the innermost operation. The difference from the
+time of all cores is waiting, or work of one thread while others were idle. GPUs and TPUs name their
+operations differently; for those, see the profile of `config.train.profile_steps`.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from unclip_jax.cli.experiment_flags import ExperimentParser
 from unclip_jax.core.checks import UserError, in_range
 from unclip_jax.experiment import loading
 
-# the first pattern that a name begins with or holds; XLA:CPU calls matrix products ynn_fusion
+# The first pattern that matches a name counts; XLA:CPU calls matrix products ynn_fusion.
 KINDS = (
     ("between devices", r"^(all-|reduce-scatter|collective|Rendezvous)"),
     ("waiting", r"^(Wait|ThunkExecutor)"),
@@ -52,14 +52,14 @@ def main(argv: Sequence[str]) -> None:
     """Profiles and prints.
 
     Raises:
-        UserError: the devices are not CPUs, or their profile shows no operations.
+        UserError: the devices are not CPUs, or the profile contains no operations.
     """
     args, rest = parse(argv)
     experiment = loading.read(args.config, overrides=rest)
     device = jax.devices()[0]
     if device.platform != "cpu":
         raise UserError(
-            f"the devices are {device.device_kind}, whose operations are not distinguished here; "
+            f"the devices are {device.device_kind}, whose operations are not recognised here; "
             "use --config.train.profile_steps=5 of unclip_jax.train and TensorBoard."
         )
     program = unclip_side.train(experiment)
@@ -72,7 +72,10 @@ def main(argv: Sequence[str]) -> None:
             seconds = time.perf_counter() - started
         busy = busy_time(pathlib.Path(folder))
     if not busy:
-        raise UserError("the profile shows no operations; this JAX records them otherwise.")
+        raise UserError(
+            "the profile contains no operations, because this version of JAX records them "
+            "differently; use another version."
+        )
     sys.stdout.write(report(busy, steps=args.steps, seconds=seconds, devices=program.mesh.size))
 
 
@@ -86,7 +89,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def busy_time(folder: pathlib.Path) -> Counter[str]:
-    """Adds up nanoseconds by kind, over all threads that run compiled programs."""
+    """Adds up nanoseconds by kind over all threads that run compiled programs."""
     nanoseconds: Counter[str] = Counter()
     for path in folder.rglob("*.xplane.pb"):
         profile: Any = jax.profiler.ProfileData.from_file(str(path))
@@ -99,7 +102,7 @@ def busy_time(folder: pathlib.Path) -> Counter[str]:
 
 
 def own_time(events: Iterable[Event]) -> Counter[str]:
-    """Adds up nanoseconds by kind of one thread; of nested operations the innermost counts."""
+    """Adds up nanoseconds by kind for one thread; of nested operations the innermost counts."""
     nanoseconds: Counter[str] = Counter()
     open_: list[Event] = []
     for event in sorted(events, key=lambda e: (e.start, -e.end)):
@@ -114,7 +117,7 @@ def own_time(events: Iterable[Event]) -> Counter[str]:
 
 
 def kind(name: str) -> str:
-    """Returns the one of `KINDS` that an operation's name belongs to."""
+    """Returns the member of `KINDS` to which an operation's name belongs."""
     return next(label for label, pattern in KINDS if re.search(pattern, name))
 
 

@@ -1,4 +1,4 @@
-"""The command line of pages that are made row by row: --out, --only, --again."""
+"""The command line of pages that are measured row by row: --out, --only, --again."""
 
 import argparse
 import pathlib
@@ -15,7 +15,7 @@ def parse(
     """Parses the arguments of a page.
 
     Raises:
-        UserError: a page of another kind.
+        UserError: the name of the page does not end in .md.
     """
     parser = Parser(prog, prog=f"python -m {prog}", description=description)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(out))
@@ -31,7 +31,7 @@ def select(rows: Sequence[Any], only: str) -> list[Any]:
     """Returns the rows whose names contain `only`.
 
     Raises:
-        UserError: there are none.
+        UserError: no name contains it.
     """
     selected = [row for row in rows if only in row.name]
     if not selected:

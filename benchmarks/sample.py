@@ -1,10 +1,11 @@
-"""Speed of sampling from a stage on the devices at hand, and beside PyTorch.
+"""Speed of sampling from a stage on the available devices, optionally compared with PyTorch.
 
     python -m benchmarks.sample --config=experiments/prior.py:shapes --batch=8 \
         [--peer=diffusers] [--json=OUT.json]
 
-Runs the stage's whole sampling chain on random parameters and captions; figures and comparison as
-in `benchmarks.train_step`. The peer calls its network as often, on batches of the same size.
+Runs the stage's whole sampling chain on random parameters and captions; figures and comparison are
+those of `benchmarks.train_step`. The peer evaluates its network equally often, on batches of the
+same size.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Object stores that answer late, for benchmarks: in this process, or a server of Google's.
+"""Object stores with latency, for benchmarks: in this process, or a server of Google's protocol.
 
 The files below a local folder are the objects of gs://bucket.
 """
@@ -22,7 +22,7 @@ from fsspec.spec import AbstractFileSystem
 
 from unclip_jax.core import storage
 
-# Read when gcsfs is imported: no second protocol, which the server does not speak.
+# Read when gcsfs is imported: disables a second protocol that the server does not support.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 BUCKET = "bucket"
@@ -51,7 +51,7 @@ class SlowStore(AbstractFileSystem):
         return data
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Writes an object; with mode "create" if there is none."""
+        """Writes an object; with mode "create" only if it does not exist."""
         file = self._file(path, new=True)
         self._request(written=len(value))
         with file.open("xb" if mode == "create" else "wb") as stream:
@@ -82,7 +82,7 @@ class SlowStore(AbstractFileSystem):
         return self._entry(file, kind)
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
-        """Lists the names directly below one."""
+        """Lists the names directly below a path."""
         folder = self._file(path)
         if not folder.is_dir():
             raise FileNotFoundError(path)
@@ -91,7 +91,7 @@ class SlowStore(AbstractFileSystem):
         return entries if detail else [entry["name"] for entry in entries]
 
     def find(self, path: str, *_: Any, **__: Any) -> dict[str, dict[str, Any]]:
-        """Lists all objects below a name."""
+        """Lists all objects below a path."""
         files = [file for file in self._file(path).rglob("*") if file.is_file()]
         self._request(count=1 + len(files) // 1000)
         return {str(file): self._entry(file, "file") for file in files}
@@ -119,7 +119,7 @@ class SlowStore(AbstractFileSystem):
 
 @contextlib.contextmanager
 def in_process(root: pathlib.Path, *, latency: float = 0.0) -> Iterator[type[SlowStore]]:
-    """Makes gs:// URLs name files below `root`, with so many seconds per request."""
+    """Maps gs:// URLs to files below `root`, with `latency` seconds per request."""
     before = fsspec.get_filesystem_class("gs")
     SlowStore.root, SlowStore.latency = root, latency
     SlowStore.requests = SlowStore.read = SlowStore.written = 0
@@ -166,7 +166,7 @@ def _serve(root: str, latency: float, connection: Any) -> None:
 
 
 class _Answer:
-    """Answers requests for the size or a range of an object, after `latency` seconds each."""
+    """Answers requests for the size or a range of an object, each after `latency` seconds."""
 
     def __init__(self, root: pathlib.Path, latency: float):
         self._root, self._latency = root, latency

@@ -4,7 +4,7 @@
 
 Runs `benchmarks.train_step`, `benchmarks.sample` and `benchmarks.loader` with the settings below,
 one after the other; after every row writes the tables between the marks of OUT.md and all figures
-to OUT.json. Existing rows are kept. Those of the loader need runs/shapes of `make demo`.
+to OUT.json. Existing rows are kept. The rows of the loader need runs/shapes of `make demo`.
 """
 
 import json
@@ -22,7 +22,7 @@ from unclip_jax.core.checks import UserError
 TITLE = "# Speed\n\nWritten by `python -m benchmarks.speed`.\n\n"
 GIB = 2.0**30
 UNET = "--config.model.model.unet."
-# Networks of Karlo's kind between the miniature and the real ones, which no laptop trains.
+# Networks of Karlo's kind, between the miniature and the full size, which no laptop can train.
 MEDIUM = {
     "prior": (
         *("--config.model.model.width=512", "--config.model.model.depth=8"),
@@ -49,9 +49,9 @@ class Row(NamedTuple):
     """One measurement.
 
     Attributes:
-        name: of the row.
-        module: that measures it.
-        arguments: of that command.
+        name: name of the row.
+        module: module that measures it.
+        arguments: arguments of that command.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Row(NamedTuple):
     arguments: tuple[str, ...]
 
     def command(self) -> str:
-        """Returns the command as a user types it."""
+        """Returns the command as typed by a user."""
         quoted = (f"'{word}'" if "(" in word else word for word in self.arguments)
         return " ".join(["python -m", self.module, *quoted])
 
@@ -79,7 +79,7 @@ def rows() -> list[Row]:
 
 
 def _step(name: str, size: str, compared: tuple[str, ...]) -> Row:
-    """Returns the row of a train step; size "medium" is of Karlo's kind too."""
+    """Returns the row of a train step; the size "medium" is also of Karlo's kind."""
     settings = {"medium": MEDIUM.get(name, ()), "karlo": (), "shapes": ()}[size]
     kind = "shapes" if size == "shapes" else "karlo"
     one = ONE.get(name, ()) if kind == "karlo" else ()
@@ -101,15 +101,15 @@ def _load(name: str) -> Row:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measures the rows that are missing, and writes the page after each.
+    """Measures the missing rows, and writes the page after each.
 
     Raises:
-        UserError: no such row, or rows whose commands failed, after all the others.
+        UserError: `--only` matches no row, or commands failed (raised after all other rows).
     """
     args = row_page.parse(
         argv,
         prog="benchmarks.speed",
-        description="Make the tables of docs/speed.md.",
+        description="Write the tables of docs/speed.md.",
         out="docs/speed.md",
         example="train prior",
     )
@@ -121,18 +121,21 @@ def main(argv: Sequence[str]) -> None:
             sys.stderr.write(f"{row.name} ...\n")
             try:
                 results[row.name] = {"command": row.command(), **measure(row)}
-            except UserError as error:  # measure the others nevertheless
+            except UserError as error:  # still measure the others
                 failed.append(str(error))
         markdown_page.write(args.out, tables(results), results, title=TITLE)
     if failed:
-        raise UserError(f"{len(failed)} rows could not be measured: {'; '.join(failed)}")
+        raise UserError(
+            f"{len(failed)} rows could not be measured: {'; '.join(failed)}; correct the causes, "
+            "then run the same command again."
+        )
 
 
 def measure(row: Row) -> dict[str, Any]:
-    """Runs the command of a row; returns the JSON it writes.
+    """Runs the command of a row; returns the JSON that it writes.
 
     Raises:
-        UserError: it failed.
+        UserError: the command failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / "result.json"
@@ -145,7 +148,7 @@ def measure(row: Row) -> dict[str, Any]:
 
 
 def tables(results: dict[str, Any]) -> str:
-    """Formats steps and chains beside the peer's, then the loader's."""
+    """Formats steps and chains with the peer's, then the rows of the loader."""
     measured = [row for row in rows() if row.name in results]
     programs = [
         results[row.name] | {"row": row.name} for row in measured if "ours" in results[row.name]

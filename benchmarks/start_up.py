@@ -1,9 +1,9 @@
-"""Seconds from the start of Python to the first image, and those of later requests.
+"""Seconds from the start of Python to the first image, and of later requests.
 
     python -m benchmarks.start_up [--models=runs/shapes] [--json=OUT.json]
 
-A process imports, loads, and runs requests as the page does. The first of two processes finds no
-compiled programs on disk, the second those of the first.
+A process imports, loads, and runs requests like the page. The first of two processes finds no
+compiled programs on disk; the second finds those of the first.
 """
 
 import json
@@ -20,7 +20,7 @@ from unclip_jax.cli import compilation_cache, entry, flags
 from unclip_jax.cli.parser import Parser
 
 CAPTION = "a person with red hair"
-# What differs from the request before; all are of the page, whose defaults are the first.
+# Changes relative to the previous request, as made on the page; the first has its defaults.
 REQUESTS: dict[str, dict[str, object]] = {
     "first request": {},
     "again": {},
@@ -56,7 +56,7 @@ def measure(models: pathlib.Path) -> dict[str, float]:
 
 
 def processes(models: pathlib.Path) -> dict[str, dict[str, float]]:
-    """Measures a process without compiled programs on disk, and one with them."""
+    """Measures a process without compiled programs on disk, then one with them."""
     results = {}
     with tempfile.TemporaryDirectory() as cache:
         for name in ("cold", "compiled before"):

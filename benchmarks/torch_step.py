@@ -1,4 +1,4 @@
-"""A step of training in PyTorch as its users write it, for any network; imports no JAX.
+"""A training step in PyTorch in its usual form, for any network; does not import JAX.
 
 Forward, backward, clipping, a fused AdamW step, an average of the parameters.
 """
@@ -28,7 +28,7 @@ def configure() -> None:
 
 
 def complete(work: Work, *, dtype: str = "float32") -> Work:
-    """Returns `work` in a compute dtype, waiting for the device at its end."""
+    """Returns `work` in a compute dtype, followed by waiting for the device."""
 
     def run() -> None:
         with torch.autocast(device(), torch.bfloat16, enabled=dtype == "bfloat16"):

@@ -2,9 +2,9 @@
 
     (a task as JSON on stdin, see `benchmarks.interleaved`)
 
-The programs are those that `unclip_jax.train` and `unclip_jax.sample` run, compiled for the devices
-at hand. A task is {"config": FILE.py:SIZE, "overrides": [...], "what": "train" or "sample",
-"batch": images at once when sampling}.
+The programs are those of `unclip_jax.train` and `unclip_jax.sample`, compiled for the available
+devices. A task is {"config": FILE.py:SIZE, "overrides": [...], "what": "train" or "sample",
+"batch": images per batch when sampling}.
 """
 
 import functools
@@ -39,7 +39,7 @@ from unclip_jax.training.state import TrainState
 from unclip_jax.training.train_program import TrainProgram
 
 MATMUL_SIDES = (1024, 2048)
-SATURATED = 0.05  # seconds of a product; a larger one has no higher rate
+SATURATED = 0.05  # seconds of a product beyond which larger ones are not faster
 
 Work = Callable[[], Any]
 
@@ -48,13 +48,13 @@ class PreparedProgram(NamedTuple):
     """One program, ready to run.
 
     Attributes:
-        compiled: for its memory analysis.
-        once: runs it to completion.
+        compiled: the compiled program, for its memory analysis.
+        once: function that runs it to completion.
         mesh: its devices.
-        model_flops: of one call, without recomputation.
-        traced_flops: of one call, as computed.
-        parameters: of the network.
-        examples: per call.
+        model_flops: FLOPs of one call, without recomputation.
+        traced_flops: FLOPs of one call, including recomputation.
+        parameters: number of parameters of the network.
+        examples: examples per call.
     """
 
     compiled: Any
@@ -92,14 +92,14 @@ def prepare(task: dict[str, Any]) -> tuple[dict[str, Any], Work]:
 
 
 class Training(NamedTuple):
-    """A stage ready to be trained: its compiled step and a fresh state."""
+    """A stage ready to be trained: its compiled step and a new state."""
 
     train_program: TrainProgram
     state: TrainState
 
 
 def training(experiment: Experiment) -> Training:
-    """Prepares the training of an experiment as `unclip_jax.train` does, on the devices at hand."""
+    """Prepares the training of an experiment like `unclip_jax.train`, on the available devices."""
     mesh = make_mesh(experiment.mesh)
     train_program = loop.prepare(
         experiment.build_stage(),
@@ -157,7 +157,7 @@ def sample(experiment: Experiment, *, batch_size: int) -> PreparedProgram:
 
 
 def random_batch(spec: BatchSpec, size: int) -> HostBatch:
-    """Returns a random batch that satisfies `spec`; captions fill their whole length."""
+    """Returns a random batch that satisfies `spec`; captions fill all positions."""
     generator = np.random.default_rng(0)
     batch = {}
     for name, field in spec.items():

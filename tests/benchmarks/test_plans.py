@@ -117,7 +117,7 @@ def test_it_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     [
         (["--only=prior v7"], "--only is 'prior v7'; it must be part of one of: prior v4:4x4x4"),
         (["--out=table.txt"], "--out is 'table.txt'; give a name that ends in .md"),
-        ([], "libtpu is not installed; pip install 'unclip_jax"),
+        ([], "libtpu is not installed; run `pip install 'unclip_jax"),
     ],
 )
 def test_mistakes_are_said_first(tmp_path, monkeypatch, arguments, message):

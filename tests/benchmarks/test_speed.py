@@ -94,14 +94,14 @@ def test_random_batches_satisfy_the_stage():
         (
             "train",
             ["--config=experiments/prior.py:shapes", "--peer=diffusers"],
-            "takes steps of AdamW, this experiment of 'muon'; add --config.optim.name=adamw",
+            "trains with AdamW, this experiment with 'muon'; add --config.optim.name=adamw",
         ),
         (
             "train",
             ["--config=experiments/upsampler_256.py:tiny", "--peer=dalle2"],
             "dalle2 has no network like stage 'upsampler'; .* one of: prior, decoder",
         ),
-        ("sample", [PRIOR, "--peer=dalle2"], "dalle2 is compared in training alone"),
+        ("sample", [PRIOR, "--peer=dalle2"], "dalle2 is compared only in training"),
         (
             "train",
             [PRIOR, "--peer=dalle2"],
@@ -124,7 +124,7 @@ def test_a_peer_that_is_not_installed_is_one_line(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs torch, .*pip install 'unclip_jax\[parity\]'"):
         baselines.check("diffusers", tiny.experiment("prior"), what="train")
-    with pytest.raises(UserError, match="needs torch, .*pip install dalle2-pytorch brings it"):
+    with pytest.raises(UserError, match="needs torch, .*pip install dalle2-pytorch`"):
         baselines.check("dalle2", tiny.experiment("prior"), what="train")
 
 

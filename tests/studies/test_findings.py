@@ -272,7 +272,7 @@ LENGTHS = (f"--decoder-steps={STEPS}", f"--prior-steps={STEPS}")
         (["--decoder-steps=0"], "--decoder-steps is 0; it must be greater than 0"),
         (["--prior-steps=-1"], "--prior-steps is -1; it must be greater than 0"),
         (["--out=page.txt"], "--out is 'page.txt'; give a name that ends in .md"),
-        (["--out=nowhere/page.md"], "there is no such folder; make it first"),
+        (["--out=nowhere/page.md"], "there is no such folder; create it first"),
         (["--nonsense=1"], "unknown argument '--nonsense=1'; overrides begin with --config."),
         (["--num=17"], "has 16 examples of the shapes world; --num=17"),
         (["--split=test"], "has no split 'test'"),
