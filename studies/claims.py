@@ -1,4 +1,4 @@
-"""Runs the findings of a study: modules with a claim, each measured once and kept on disk.
+"""Runs the findings of a study: modules with a claim, whose results are stored on disk.
 
 A finding is a module with TITLE, SOURCE, CLAIM, ABOUT, CHART and `measure(harness)`, which returns
 its rows and its `statistics.Inequality` tests.
@@ -33,11 +33,11 @@ def measure_missing(
     *,
     write: Callable[[], dict[str, Any]],
 ) -> None:
-    """Measures findings that have no result yet, in order, and writes the report after each.
+    """Measures findings without a result, in order, and writes the report after each.
 
     Args:
         findings: all modules by name.
-        names: those to measure.
+        names: names of the findings to measure.
         harness: argument of their `measure`.
         write: writes the page from all results so far, and returns the report.
     """
@@ -57,7 +57,7 @@ def measure_missing(
 
 
 def measure(module: ModuleType, harness: StudyHarness) -> dict[str, Any]:
-    """Measures a finding; JSON-ready, with its date and its minutes without training."""
+    """Measures a finding; returns its JSON-ready result with date and minutes without training."""
     work = harness.config.work
     trained_before = sum(training_runs.minutes(work).values())
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Held-out examples with their CLIP embeddings: what every study compares samples with."""
+"""Held-out examples with their CLIP embeddings, with which every study compares samples."""
 
 import dataclasses
 import json
@@ -16,8 +16,8 @@ from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.metrics import frechet, scores
 from unclip_jax.metrics.intervals import IntervalEstimate
 
-BATCH = 50  # captions at once
-REFERENCE = 2000  # training images to whose embeddings distributions are compared
+BATCH = 50  # captions per batch
+REFERENCE = 2000  # training images of the reference distribution
 FRECHET_RESAMPLES = 300
 
 Record = dict[str, Any]
@@ -26,15 +26,15 @@ Distance = Callable[[np.ndarray], float]  # from embeddings to their Fréchet di
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSet:
-    """Held-out captions, the truth about their images, and statistics that resample captions.
+    """Held-out captions, their true images, and statistics that resample captions.
 
     Images of one caption stay together in every resample.
 
     Attributes:
         captions: one per image, equal ones adjacent.
-        scenes: the scene of the true image of each caption, as JSON; "" outside the shapes world.
-        z_img: [images z] of the true images.
-        z_txt: [images z] of the captions.
+        scenes: scene of the true image of each caption, as JSON; "" outside the shapes world.
+        z_img: [images z] embeddings of the true images.
+        z_txt: [images z] embeddings of the captions.
         images_per_caption: number of images of each caption.
         reference: moments of the embeddings of training images.
     """
@@ -58,13 +58,13 @@ class EvaluationSet:
         ).ravel()
 
     def mean(self, values: np.ndarray) -> IntervalEstimate:
-        """Computes the mean of one value per image; nan is left out."""
+        """Computes the mean of one value per image; nan is ignored."""
         return statistics.interval(
             lambda indices: statistics.nan_mean(values[self.rows(indices)]), self.count
         )
 
     def difference(self, left: np.ndarray, right: np.ndarray) -> IntervalEstimate:
-        """Computes the difference of two means, each over one value per image; nan is left out."""
+        """Computes the difference of two means, each of one value per image; nan is ignored."""
 
         def statistic(indices: np.ndarray) -> float:
             rows = self.rows(indices)
@@ -73,14 +73,14 @@ class EvaluationSet:
         return statistics.interval(statistic, self.count)
 
     def distance(self, z: np.ndarray) -> float:
-        """Computes the Fréchet distance of embeddings to those of training images."""
+        """Computes the Fréchet distance of embeddings from those of training images."""
         return frechet.squared_distance(frechet.moments(z), self.reference)
 
     def distances(self, statistic: Callable[[Distance], float]) -> IntervalEstimate:
         """Computes the interval of a function of several Fréchet distances.
 
-        `statistic` receives a function from embeddings [images z] to the distance of the resampled
-        ones.
+        The argument of `statistic` is a function from embeddings [images z] to the Fréchet distance
+        of the resampled ones.
         """
         return statistics.interval(
             lambda indices: statistic(lambda z: self.distance(z[self.rows(indices)])),
@@ -107,9 +107,9 @@ def build(
 
     Args:
         engine: the models.
-        records: of a held-out split; may be empty.
+        records: records of a held-out split; may be empty.
         reference: moments of the embeddings of training images.
-        images_per_caption: how often every record is repeated.
+        images_per_caption: number of repetitions of every record.
 
     Raises:
         UserError: an image cannot be read.
@@ -130,14 +130,14 @@ def select(
     """Returns the first captions of a split with a scene, and the true images, equal ones adjacent.
 
     Args:
-        engine: its CLIP embeds captions and images.
+        engine: the models, whose CLIP embeds captions and images.
         data: prepared data set of the shapes world.
-        split: of the captions; the reference is of "train".
-        num: captions.
+        split: split of the captions; the reference is always "train".
+        num: number of captions.
         images: images per caption.
 
     Raises:
-        UserError: fewer captions than asked for, or images that cannot be read.
+        UserError: there are fewer captions, or an image cannot be read.
     """
     source = sources.open_source(data, split=split)
     records = [r for r in (source[i] for i in range(len(source))) if r["scene"]][:num]

@@ -3,10 +3,11 @@
     python -m studies.gradient_guidance --models=RUN --scoring-clip=EXPORT --data=DATA \
         --clip=EXPORT --classifier=EXPORT --out=gradient_guidance.md
 
-RUN holds GLIDE's decoder; the scoring CLIP is a clean one that no arm uses. All arms sample the
-same captions from the same noise. GLIDE (arXiv 2112.10741, figure 6) found that a noise-aware
-CLIP's own score rises fastest under its guidance, while people preferred classifier-free guidance;
-ADM (arXiv 2105.05233, table 4) guides an unconditional decoder by a classifier.
+RUN contains GLIDE's decoder; the scoring CLIP is trained on clean images and used by no arm. All
+arms sample the same captions from the same noise. GLIDE (arXiv 2112.10741, figure 6) found that the
+score of a noise-aware CLIP rises fastest under its own guidance, while people preferred
+classifier-free guidance; ADM (arXiv 2105.05233, table 4) guides an unconditional decoder by a
+classifier.
 """
 
 import dataclasses
@@ -43,10 +44,10 @@ HEADS += ("diversity", "Fréchet distance")
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One way to guide.
+    """A method of guidance.
 
     Attributes:
-        name: of its row.
+        name: name of its row.
         guidance: scale of classifier-free guidance; 1 = off, 0 = no caption.
         clip: scale of the noise-aware CLIP's gradient.
         classifier: scale of the classifier's gradient.

@@ -1,4 +1,4 @@
-"""The facts about software and hardware that every page of a study states."""
+"""Facts about software and hardware for the pages of all studies."""
 
 import datetime
 import os

@@ -2,9 +2,10 @@
 
     python -m studies.sampler_error --out=docs/samplers.png
 
-Data are a one-dimensional mixture of two narrow Gaussians, for which both the best denoiser and the
-end of the probability flow have closed forms, so the error is the sampler's alone. It is the root
-mean square distance between quantiles of the samples and of the end of the exact flow.
+The data are a one-dimensional mixture of two narrow Gaussians, for which both the optimal denoiser
+and the end of the probability flow have closed forms, so the error is due to the sampler alone. It
+is the root mean square distance between the quantiles of the samples and of the end of the exact
+flow.
 """
 
 import functools
@@ -62,7 +63,7 @@ def curve(solver, grid, schedule):
     levels = (np.arange(LEVELS) + 0.5) / LEVELS
     x_T = norm.ppf(levels)
     exact = mixture_flow(x_T, schedule=schedule)
-    if isinstance(solver, Ancestral):  # no path to follow: compare the ends of many samples
+    if isinstance(solver, Ancestral):  # not a path, so the ends of many samples are compared
         x_T = np.random.default_rng(0).normal(size=SAMPLES)
     keys = rng.per_example(jax.random.key(0), jnp.arange(len(x_T)))
     costs, errors = [], []

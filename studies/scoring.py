@@ -1,4 +1,4 @@
-"""Scores of sampled images, one by one: their CLIP embeddings and the verdicts of the checker."""
+"""Scores of individual sampled images: their CLIP embeddings and the verdicts of the checker."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class ScoredImages:
     """Sampled images with their scores.
 
     Attributes:
-        z: [images z] their CLIP embeddings.
+        z: [images z] CLIP embeddings of the images.
         correct: attribute -> [images] 1, 0, or nan if the caption does not name it.
     """
 
@@ -58,10 +58,10 @@ def cosine(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def table_row(examples: EvaluationSet, scored: ScoredImages) -> dict[str, Any]:
-    """Computes the columns of every table of sampled images; JSON-ready but for nan.
+    """Computes the columns of every table of sampled images; JSON-ready except for nan.
 
-    A Fréchet distance has no interval: that of so few images is mostly due to their number, which
-    differences between systems are not (`EvaluationSet.distances`).
+    The Fréchet distance has no interval: for so few images it is mostly due to their number, which
+    does not affect differences between systems (`EvaluationSet.distances`).
     """
     columns = {"followed": scored.followed}
     columns |= {name: scored.correct[name] for name in (*CRITERIA, "joint")}
@@ -76,7 +76,7 @@ def table_row(examples: EvaluationSet, scored: ScoredImages) -> dict[str, Any]:
 
 
 def reduce(images: np.ndarray, *, side: int) -> np.ndarray:
-    """Reduces images to `side` pixels by means over squares."""
+    """Reduces images to `side` pixels by averaging squares."""
     if images.shape[1] == side:
         return images
     small = [Image.fromarray(x).resize((side, side), Image.Resampling.BOX) for x in images]

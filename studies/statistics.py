@@ -1,7 +1,7 @@
-"""Decides claims by confidence intervals.
+"""Verdicts on claims from confidence intervals.
 
-A claim is one or more inequalities, each about one number with a 95 % interval: "at least minus its
-margin". Captions are the units of the bootstrap; what is compared was sampled for the same ones.
+A claim consists of inequalities, each about a number with a 95 % interval: "at least minus its
+margin". The bootstrap resamples captions, and the compared systems sample the same captions.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ class Inequality:
     """One inequality of a claim: `value` > -`margin`.
 
     Attributes:
-        name: of the number, as the page shows it; a difference is "left - right".
+        name: name of the number on the page; a difference is "left - right".
         value: the number.
         low: lower end of its interval.
-        high: upper end.
+        high: upper end of its interval.
         captions: number of independent units.
         margin: distance below zero that still agrees; 0 for "better", more for "as good".
     """
@@ -40,7 +40,7 @@ class Inequality:
 
     @property
     def verdict(self) -> str:
-        """`AGREE` if the whole interval lies above -margin, `NOT` if all of it lies below."""
+        """`AGREE` if the whole interval is above -margin, `NOT` if the whole interval is below."""
         if self.captions < FEWEST or not math.isfinite(self.value):
             return UNDECIDED
         if self.low > -self.margin:
@@ -49,9 +49,9 @@ class Inequality:
 
 
 def conjunction(tests: Sequence[Inequality]) -> str:
-    """Returns the verdict of a claim of several parts (intersection-union test).
+    """Returns the verdict on a claim of several parts (intersection-union test).
 
-    It is false if one part is, and true if all are. At 95 % each part keeps the whole at 95 %:
+    The claim is false if one part is, and true if all are. With parts at 95 % the whole has 95 %:
     Berger (1982), Technometrics 24, 295.
     """
     verdicts = [test.verdict for test in tests]
@@ -65,7 +65,7 @@ def interval(
 ) -> IntervalEstimate:
     """Computes a bootstrap interval over `count` captions; see `intervals.bootstrap_statistic`.
 
-    `resamples`: number of resamples; None = `RESAMPLES`.
+    `resamples` is the number of resamples; None = `RESAMPLES`.
     """
     resamples = resamples or RESAMPLES
     return bootstrap_statistic(statistic, count, resamples=resamples, basic=basic)
@@ -85,12 +85,12 @@ def inequality(
 
 
 def verdict_of(finding: dict[str, Any]) -> str:
-    """Returns the verdict of a finding from its `tests`, as measured or as read from JSON."""
+    """Returns the verdict on a finding from its `tests`, as measured or as read from JSON."""
     return conjunction([Inequality(**_with_nan(test)) for test in finding["tests"]])
 
 
 def as_json(tree: Any) -> Any:
-    """Returns a tree with null for every number that is not finite."""
+    """Returns a tree in which null replaces numbers that are not finite."""
     if isinstance(tree, dict):
         return {name: as_json(entry) for name, entry in tree.items()}
     if isinstance(tree, list | tuple):
@@ -101,5 +101,5 @@ def as_json(tree: Any) -> Any:
 
 
 def _with_nan(test: dict[str, Any]) -> dict[str, Any]:
-    """Reverses `as_json` for one inequality."""
+    """Inverts `as_json` for one inequality."""
     return {name: math.nan if value is None else value for name, value in test.items()}

@@ -1,4 +1,4 @@
-"""Settings that all studies which train and sample share: captions, folders, and their flags."""
+"""Settings shared by all studies that train and sample: captions, folders, and their flags."""
 
 import argparse
 import dataclasses
@@ -21,10 +21,10 @@ class StudyConfig:
         data: prepared data set of the shapes world.
         work: folder of the stages that the study trains, and of results.
         out: page to write.
-        split: of the data set.
-        num: captions.
+        split: split of the data set.
+        num: number of captions.
         images: images per caption.
-        seed: image i depends on (seed, i) alone.
+        seed: image i depends only on (seed, i).
         note: remark for the page.
         overrides: --config.KEY=VALUE, for every training run.
     """
@@ -53,7 +53,7 @@ class StudyConfig:
         return self.results / "points" / f"{name}.json"
 
     def data_digests(self) -> dict[str, str]:
-        """Returns the identities of the records of the splits that the study reads."""
+        """Returns the digests of the records of the splits that the study reads."""
         splits = dict.fromkeys(("train", self.split))
         sources_of = {name: sources.open_source(str(self.data), split=name) for name in splits}
         return {name: content_digest(source)[:16] for name, source in sources_of.items()}
@@ -70,7 +70,7 @@ def add_flags(parser: Parser) -> None:
     add("--num", type=int, default=100, help="number of captions")
     add("--images", type=int, default=2, help="number of images per caption")
     add("--seed", type=int, default=0, help="seed of all random numbers")
-    add("--note", default="", help="remark for the page, such as on what the minutes mean")
+    add("--note", default="", help="remark for the page, such as how the minutes were measured")
 
 
 def flag_values(args: argparse.Namespace) -> dict[str, Any]:

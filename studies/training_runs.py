@@ -1,4 +1,4 @@
-"""Training runs of a study: commands within the flags of launch/env.sh, and the minutes they take.
+"""Training runs of a study: commands with the flags of launch/env.sh, and their duration.
 
 An interrupted run continues when its command runs again.
 """
@@ -27,7 +27,7 @@ def run(words: Sequence[str], *, name: str, work: pathlib.Path) -> None:
     """Runs a command, and adds its minutes to those of `name`, also if it is interrupted.
 
     Raises:
-        UserError: it failed.
+        UserError: the command failed.
     """
     sys.stderr.write(f"\n$ {' '.join(words[len(LAUNCHER) :])}\n")
     started = time.monotonic()
@@ -51,12 +51,12 @@ def minutes(work: pathlib.Path) -> dict[str, float]:
 
 
 def length(export: pathlib.Path) -> int | None:
-    """Returns the steps of an export, or None where there is none."""
+    """Returns the training steps of an export; None if it does not exist."""
     return load.read_manifest(export).step if export.is_dir() else None
 
 
 def check_length(export: pathlib.Path, steps: int) -> bool:
-    """Returns True if there is an export of this many steps, False if there is none.
+    """True if there is an export with this many steps; False if there is none.
 
     Raises:
         UserError: it has another number of steps.
@@ -73,5 +73,5 @@ def check_length(export: pathlib.Path, steps: int) -> bool:
 def link(path: pathlib.Path, target: pathlib.Path) -> None:
     """Makes `path` a symbolic link to `target`, unless it exists."""
     if not path.exists():
-        path.unlink(missing_ok=True)  # a dangling one
+        path.unlink(missing_ok=True)  # removes a dangling link
         path.symlink_to(target.resolve())

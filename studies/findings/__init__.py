@@ -1,9 +1,9 @@
-"""Puts the paper's claims to the test in miniature: trains the baselines, measures, decides.
+"""Tests the paper's claims in miniature: trains baselines, measures and reports verdicts.
 
     source launch/env.sh
     python -m studies.findings --models=runs/shapes --out=docs/findings.md
 
-One module per finding (`CLAIM`, `SOURCE`, `measure`). `baseline_runs` trains the baselines,
-`harness` samples and scores, `report_page` and `charts` write the report. The verdicts follow from
-confidence intervals (`studies.statistics`).
+There is one module per finding (`CLAIM`, `SOURCE`, `measure`). `baseline_runs` trains the
+baselines, `harness` samples and scores, `report_page` and `charts` write the report. Verdicts
+follow from confidence intervals (`studies.statistics`).
 """

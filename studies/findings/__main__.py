@@ -44,7 +44,7 @@ REQUIRED = ("clip", "prior", "decoder")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measures what is missing, and writes the report after every finding."""
+    """Measures missing findings, and writes the report after each."""
     config = parse(argv)
     compilation_cache.use()
     harness = Harness(config)
@@ -58,7 +58,7 @@ def parse(argv: Sequence[str]) -> FindingsConfig:
     """Parses and checks the command line before anything is trained.
 
     Raises:
-        UserError: an argument that cannot be, or a stage that is missing.
+        UserError: an argument is invalid, or a stage is missing.
     """
     args, overrides = parser().parse_with_overrides(argv)
     only = tuple(args.only.split(",")) if args.only else ()
@@ -123,7 +123,7 @@ def training_steps(args: Any) -> dict[str, int]:
 
 
 def protocol_of(harness: Harness) -> dict[str, Any]:
-    """Returns what must be equal for findings to share a report; JSON-ready."""
+    """Returns the settings that findings in one report must share; JSON-ready."""
     config, params = harness.config, harness.main.params
     names = ("split", "num", "images", "seed", "decoder_steps", "prior_steps", "prior_ar_steps")
     return {
@@ -135,7 +135,7 @@ def protocol_of(harness: Harness) -> dict[str, Any]:
 
 
 def report(config: FindingsConfig, argv: Sequence[str]) -> dict[str, Any]:
-    """Writes the page of all results so far, and returns them; JSON-ready."""
+    """Writes the page of all results so far; returns them, JSON-ready."""
     stages = find_stages(config.models, required=REQUIRED)
     facts = {
         "command": f"python -m studies.findings {shlex.join(argv)}",

@@ -1,8 +1,8 @@
-"""The baselines: run folders with one stage of their own each, and links to the others.
+"""The baselines: run folders with one stage of their own each, and links to the other stages.
 
-They are trained by `python -m unclip_jax.train` with the flags of launch/env.sh, so an interrupted
-training continues. A baseline is compared only with a stage of equal length; where the models' own
-stage has another length, its twin of that length is trained too.
+They are trained by `python -m unclip_jax.train` with the flags of launch/env.sh, so interrupted
+training continues. A baseline is compared only with a stage of equal training length; if the
+models' own stage has another length, a copy of it is trained to that length too.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ MAIN = "main"  # the models themselves
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """One stage to compare with.
+    """A stage for comparison.
 
     Attributes:
-        name: of its run folder.
+        name: name of its run folder.
         stage: the stage of the cascade that it replaces.
         experiment: its file.
         about: how it differs, for the page.
-        overrides: of the config.
+        overrides: overrides of the config.
     """
 
     name: str
@@ -59,12 +59,12 @@ BASELINES = (
 
 
 def by_name(name: str) -> Baseline:
-    """Returns the baseline of that name."""
+    """Returns the baseline with this name."""
     return next(baseline for baseline in BASELINES if baseline.name == name)
 
 
 def steps_of(baseline: Baseline, config: FindingsConfig) -> int:
-    """Returns the number of its training steps."""
+    """Returns the number of training steps of a baseline."""
     return getattr(config, f"{baseline.stage}_steps")
 
 

@@ -56,7 +56,7 @@ def swap_colours(caption: str) -> str:
 
 
 def measure(harness: Harness) -> dict[str, Any]:
-    """Samples the same captions from five systems, and compares captions in CLIP itself."""
+    """Samples the same captions from five systems, and compares captions in CLIP's space."""
     config = harness.config
     examples = harness.select(num=config.num, images=config.images, accept=unlike)
     if not examples.count:
@@ -98,7 +98,7 @@ def measure(harness: Harness) -> dict[str, Any]:
 
 
 def _compare_in_clip(harness: Harness, examples: EvaluationSet) -> str:
-    """States how often CLIP prefers the caption to the one with exchanged colours."""
+    """Describes how often CLIP prefers the caption to the one with exchanged colours."""
     swapped = [swap_colours(caption) for caption in examples.captions]
     z_swapped = np.asarray(harness.main.text_embeddings(swapped))
     prefers = cosine(examples.z_img, examples.z_txt) > cosine(examples.z_img, z_swapped)
@@ -111,7 +111,7 @@ def _compare_in_clip(harness: Harness, examples: EvaluationSet) -> str:
 
 
 def _applicable(values: np.ndarray) -> int:
-    """Counts the images on which binding can be judged at all."""
+    """Returns the number of images on which binding can be judged."""
     return int(np.sum(~np.isnan(values)))
 
 

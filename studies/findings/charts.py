@@ -67,7 +67,7 @@ def _curves(axis: Axes, rows: Sequence[dict[str, Any]], *, x: str, column: str) 
 
 
 def is_number(cell: Any) -> bool:
-    """True if a cell holds a number, with an interval or without."""
+    """True if a cell contains a number, with or without an interval."""
     return isinstance(cell, float) or (isinstance(cell, dict) and None not in cell.values())
 
 
@@ -77,5 +77,5 @@ def value(cell: Any) -> float:
 
 
 def ends(cell: Any) -> tuple[float, float]:
-    """Returns the interval of a cell, of no width where it has none."""
+    """Returns the interval of a cell; of zero width if it has none."""
     return (cell["low"], cell["high"]) if isinstance(cell, dict) else (cell, cell)

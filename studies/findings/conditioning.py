@@ -41,7 +41,7 @@ def measure(harness: Harness) -> dict[str, Any]:
 
 
 def _tests(scored: dict[str, ScoredImages], examples: EvaluationSet) -> list[dict[str, Any]]:
-    """Tests the order of the paper's three figures, and that the caption alone is last."""
+    """Tests the order of the paper's three figures, and that the caption alone is worst."""
     pairs = [
         ("z_txt, trained", "diffusion prior"),
         ("z_txt, zero-shot", "z_txt, trained"),

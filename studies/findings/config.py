@@ -14,8 +14,8 @@ class FindingsConfig(StudyConfig):
         models: run directory of the models under study.
         embeddings: embeddings that `embed` wrote.
         decoder_steps: training steps of the decoders among the baselines.
-        prior_steps: of the diffusion priors.
-        prior_ar_steps: of the autoregressive prior.
+        prior_steps: training steps of the diffusion priors.
+        prior_ar_steps: training steps of the autoregressive prior.
         only: names of findings; () = all.
     """
 

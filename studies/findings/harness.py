@@ -1,4 +1,4 @@
-"""The harness of all findings: models and baselines that sample and score the same captions.
+"""The harness of all findings: samples and scores the same captions with models and baselines.
 
 Image i of every system starts from the same noise, so that systems are compared image by image.
 """
@@ -33,9 +33,9 @@ class Harness:
     """The models under study, their baselines, and the held-out captions.
 
     Attributes:
-        config: of the study.
+        config: settings of the study.
         engine: name of a run -> its engine; baselines are trained on first use.
-        z_img: name of a run -> [images z] that its prior samples for `examples`.
+        z_img: name of a run -> [images z] sampled by its prior for `examples`.
         main: engine of the models under study.
         examples: the captions of all findings that do not select their own.
     """
@@ -44,18 +44,18 @@ class Harness:
         """Loads the models and embeds the captions.
 
         Raises:
-            UserError: no such models or data, or too few examples.
+            UserError: models or data do not exist, or there are too few examples.
         """
         self.config = config
         self.engine = functools.cache(self._open_engine)
         self.z_img = functools.cache(lambda run: self.sample_prior(run, self.examples))
         self._compiled: dict[tuple[Any, ...], Any] = {}
-        self._sampled: dict[tuple[Any, ...], np.ndarray] = {}  # findings share some systems
+        self._sampled: dict[tuple[Any, ...], np.ndarray] = {}  # shared between findings
         self.main: InferenceEngine = self.engine(baseline_runs.MAIN)
         self.examples = self.select(num=config.num, images=config.images)
 
     def _open_engine(self, run: str) -> InferenceEngine:
-        """Loads the models or one of the `BASELINES`, which is trained if it is missing."""
+        """Loads the models or a baseline of `BASELINES`, which is trained if it is missing."""
         if run == baseline_runs.MAIN:
             loaded = load.load_cascade(self.config.models, prior_name="unclip")
             return InferenceEngine(loaded, batch=BATCH)
@@ -67,15 +67,15 @@ class Harness:
     def select(
         self, *, num: int, images: int, accept: Callable[[str], bool] | None = None
     ) -> EvaluationSet:
-        """Embeds the first `num` captions with a scene, or the first that `accept` accepts.
+        """Embeds the first `num` captions that have a scene and satisfy `accept`.
 
         Args:
-            num: captions; at most, with `accept`.
+            num: number of captions; with `accept`, the largest number.
             images: images per caption.
-            accept: predicate on captions.
+            accept: predicate on captions; None = all.
 
         Raises:
-            UserError: fewer captions than `num`, without `accept`.
+            UserError: without `accept`, there are fewer than `num` captions.
         """
         data, split = self.config.data, self.config.split
         source = sources.open_source(data, split=split)
@@ -113,10 +113,10 @@ class Harness:
         """Samples z_img [images z] for captions from the prior of a run.
 
         Args:
-            run: the models or a baseline.
+            run: name of the models' run or of a baseline.
             examples: the captions.
-            candidates: samples per image, of which the best is taken; None = as exported.
-            steps: grid of the prior; None = as exported.
+            candidates: samples per image, of which the best is selected; None = as exported.
+            steps: steps of the prior; None = as exported.
             limit: bound on x_0, in standard deviations of a coordinate; None = as exported.
         """
         engine = self.engine(run)
@@ -149,19 +149,19 @@ class Harness:
         """Samples uint8 images from the decoder of a run, enlarged by the models' upsamplers.
 
         Args:
-            run: the models or a baseline.
-            z_img: one per image.
+            run: name of the models' run or of a baseline.
+            z_img: one embedding per image.
             examples: the captions; None = those of all findings.
-            guidance: scale of the decoder; None = as exported.
-            steps: grid of the decoder; None = as exported.
+            guidance: guidance scale of the decoder; None = as exported.
+            steps: steps of the decoder; None = as exported.
             caption: False = the decoder receives no caption.
             reads_z: False = the decoder receives the null in place of z_img.
-            label: for the progress bar.
+            label: label of the progress bar.
         """
         examples = examples or self.examples
         loaded = self.engine(run).loaded
         decoder = loaded.cascade.decoder
-        if not reads_z:  # the same parameters
+        if not reads_z:  # with the same parameters
             decoder = dataclasses.replace(
                 decoder, model=dataclasses.replace(decoder.model, reads_z=False)
             )
@@ -198,7 +198,7 @@ class Harness:
         return scoring.score_images(self.main, images, targets)
 
     def _enlarge(self, base: np.ndarray) -> np.ndarray:
-        """Enlarges images by the models' upsamplers, one program for all systems."""
+        """Enlarges images with the models' upsamplers, by one program for all systems."""
         cascade = self.main.cascade
         if not cascade.upsamplers:
             return base
@@ -229,7 +229,7 @@ def _even_batch(count: int) -> int:
 
 
 def _without_caption(sampler: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Returns a sampler whose decoder sees padding only, as in half of its training."""
+    """Returns a sampler whose decoder receives only padding, as in half of its training."""
 
     def sample(params, captions, keys, z_img):
         ids = captions["decoder"]

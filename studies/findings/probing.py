@@ -68,9 +68,9 @@ def measure(harness: Harness) -> dict[str, Any]:
 
 
 def retained(scored: Sequence[ScoredImages], names: Sequence[str], rows: np.ndarray) -> float:
-    """Computes the mean of (rate - rate of none) / (rate of all - rate of none) over the counts.
+    """Computes the mean of (rate - rate of none) / (rate of all - rate of none) over counts.
 
-    The counts are those between no component and all of them.
+    The counts are those between no components and all components.
     """
     rates = np.array([mean_rate(entry, names, rows) for entry in scored])
     with np.errstate(divide="ignore", invalid="ignore"):

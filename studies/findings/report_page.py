@@ -1,4 +1,4 @@
-"""The report: one row per finding with its verdict, then a table and a figure of each."""
+"""The report: one row per finding with its verdict, then a table and a figure for each."""
 
 import json
 import pathlib
@@ -18,7 +18,7 @@ WORDS = {
     statistics.NOT: "**does not**",
     statistics.UNDECIDED: "undecided",
 }
-FACTS = ("name", "line", "note", "guidance", "components", "steps")  # of a row, not columns
+FACTS = ("name", "line", "note", "guidance", "components", "steps")  # entries of rows, not columns
 INTRODUCTION = """# Tests of the paper's claims in miniature
 
 This page tests claims of *Hierarchical Text-Conditional Image Generation with CLIP Latents* in the
@@ -53,7 +53,7 @@ def markdown(
         findings: all modules, by name.
         plots: folder of the figures, relative to the page.
         introduction: title and first paragraphs, before the `RULES` of verdicts.
-        describe: formats models and sizes from the report; None = those of this study.
+        describe: formats models and sizes from the report; None = as for this study.
     """
     measured = report["findings"]
     protocol = _protocol(report, (describe or models_and_sizes)(report))
@@ -73,7 +73,9 @@ def write(
     findings: Mapping[str, ModuleType],
     **options: Any,
 ) -> None:
-    """Writes the page, its JSON beside it, and a folder of figures; `options`: of `markdown`.
+    """Writes the page, its JSON beside it, and a folder of figures.
+
+    `options` are keyword arguments of `markdown`.
 
     Raises:
         UserError: a file cannot be written.
@@ -93,7 +95,7 @@ def write(
 
 
 def models_and_sizes(report: Mapping[str, Any]) -> str:
-    """Formats the lengths of the compared stages."""
+    """Formats the training lengths of the compared stages."""
     lengths = report["facts"]["lengths"]
     return (
         f"The models' own decoder has {lengths['decoder']} steps, their prior {lengths['prior']}. "

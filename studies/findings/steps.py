@@ -26,7 +26,7 @@ SHARES = (0.25, 0.5, 1.0, 4.0)  # of the exported number
 
 
 def measure(harness: Harness) -> dict[str, Any]:
-    """Samples with every number of steps, from the decoder and from the prior."""
+    """Samples with every number of steps from the decoder and the prior."""
     examples, cascade = harness.examples, harness.main.cascade
     rows, followed, cosines = [], {}, {}
     for share, steps in ladder(cascade.decoder.sampling, cascade.decoder.diffusion.num_timesteps):
@@ -64,13 +64,13 @@ def measure(harness: Harness) -> dict[str, Any]:
 
 
 def ladder(sampling: SamplingConfig, longest: int) -> list[tuple[float, int]]:
-    """Returns (share, number of steps) of every rung; at least two, at most the whole chain."""
+    """Returns (share, number of steps) for all `SHARES`, between two steps and the whole chain."""
     exported = respace.timesteps(sampling.steps, num_timesteps=longest)
     most = longest - int(exported[0])
     return [(share, min(max(round(share * len(exported)), 2), most)) for share in SHARES]
 
 
 def grid(sampling: SamplingConfig, steps: int) -> str:
-    """Returns a grid of that many steps from the index at which the exported grid begins."""
+    """Returns a grid of `steps` steps from the index at which the exported grid begins."""
     _, at, first = sampling.steps.partition("@")
     return f"{steps}{at}{first}"

@@ -1,4 +1,4 @@
-"""The target of the prior: the embedding itself, or the noise in it."""
+"""The target of the prior: the embedding or its noise."""
 
 from typing import Any
 

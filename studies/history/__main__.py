@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
 def measured(
     system: System, config: HistoryConfig, *, scorer: InferenceEngine, examples: EvaluationSet
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Returns the row and the images of a system, from disk if it was measured before."""
+    """Returns the row and images of a system, from disk if it was measured before."""
     name = system.name.lower().replace(",", "").replace(" ", "_")
     path, arrays = config.result_file(name), config.result_file(name).with_suffix(".npy")
     if path.is_file() and arrays.is_file():
@@ -76,7 +76,7 @@ def parse(argv: Sequence[str]) -> HistoryConfig:
     """Parses and checks the command line before anything is trained.
 
     Raises:
-        UserError: an argument that cannot be, or a stage that is missing.
+        UserError: an argument is invalid, or a stage is missing.
     """
     args, overrides = parser().parse_with_overrides(argv)
     stages = chain_selection.find_stages(args.models, required=REQUIRED)
@@ -117,7 +117,7 @@ def parser() -> Parser:
 
 
 def protocol_of(config: HistoryConfig) -> dict[str, Any]:
-    """Returns what must be equal for rows to share a page; JSON-ready."""
+    """Returns the settings that rows of one page must share; JSON-ready."""
     names = ("split", "num", "images", "seed")
     return {
         **{name: getattr(config, name) for name in names},

@@ -12,9 +12,9 @@ class HistoryConfig(StudyConfig):
     """Models and sizes of the study.
 
     Attributes:
-        models: run directory with the CLIP, the dvae and the dalle.
-        size: of the experiments, that of the models.
-        rows: captions whose images the page shows.
+        models: run directory with the stages clip, dvae and dalle.
+        size: size of the experiments, equal to that of the models.
+        rows: number of captions whose images the page shows.
     """
 
     models: pathlib.Path
@@ -23,7 +23,7 @@ class HistoryConfig(StudyConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        in_range("--images", self.images, 2, 64)  # diversity is between them
+        in_range("--images", self.images, 2, 64)  # diversity compares them
         in_range("--rows", self.rows, 1, self.num)
 
     def stage(self, name: str) -> pathlib.Path:

@@ -26,12 +26,12 @@ COLUMNS = ("followed", "joint", "count", "colour", "shape", "relation", "binding
 def measure(
     system: System, config: HistoryConfig, *, scorer: InferenceEngine, examples: EvaluationSet
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Samples and scores a system; returns its row, JSON-ready but for nan, and its images.
+    """Samples and scores a system; returns its row (JSON-ready except for nan) and its images.
 
     Args:
-        system: its run must be linked.
-        config: of the study.
-        scorer: its CLIP embeds the images of all systems.
+        system: the system, whose run must be linked.
+        config: settings of the study.
+        scorer: engine whose CLIP embeds the images of all systems.
         examples: the captions.
     """
     loaded = load.load_cascade(config.run(system.run), prior_name=system.prior)
@@ -63,9 +63,9 @@ def true_images(images: np.ndarray, examples: EvaluationSet, scorer: InferenceEn
 
 
 def scores(examples: EvaluationSet, scored: ScoredImages) -> dict[str, Any]:
-    """Computes the scores of one value per caption or image, and the Fréchet distance.
+    """Computes the scores with one value per caption or image, and the Fréchet distance.
 
-    That distance has no interval: of so few images it is mostly due to their number.
+    That distance has no interval: for so few images it is mostly due to their number.
     """
     cells = {"followed": examples.mean(scored.followed)}
     cells |= {name: examples.mean(scored.correct[name]) for name in COLUMNS[1:]}
@@ -86,12 +86,12 @@ def sample(
     started = time.perf_counter()
     output = engine.sample_cascade(captions, seed=seed, options=options)
     images = to_uint8(np.asarray(output.images))
-    padded = -(-len(captions) // size) * size  # the last batch is filled up
+    padded = -(-len(captions) // size) * size  # the last batch is padded
     return images, (time.perf_counter() - started) / padded
 
 
 def parameters(engine: InferenceEngine, options: SampleOptions) -> int:
-    """Counts the parameters of the stages that run, CLIP among them if it chooses."""
+    """Returns the number of parameters of the stages that run, including CLIP if it selects."""
     names = {step.stage.name for step in plan(engine.cascade)}
     names |= {"clip"} if options.best_of > 1 else set()
     return sum(trees.count(engine.loaded.params[name]) for name in names)

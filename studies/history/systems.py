@@ -1,7 +1,7 @@
-"""The systems that are compared: their chains, and how each divides its training compute.
+"""The compared systems: their chains, and how each divides its training compute.
 
 The budget of every system is the compute of DALL-E's two stages in the run under study. CLIP and
-Imagen's text encoder, which the papers take from elsewhere, are outside it.
+Imagen's text encoder, which the papers take from other work, do not count.
 """
 
 import dataclasses
@@ -9,14 +9,14 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class TrainedStage:
-    """A stage that the study trains, once for all systems that use it.
+    """A stage that the study trains once for all systems that use it.
 
     Attributes:
-        name: of its workdir.
-        folder: in the run of a system.
+        name: name of its workdir.
+        folder: its folder in the run of a system.
         experiment: its file.
-        share: of the budget; 0 = outside it, as long as the experiment says.
-        overrides: of the config.
+        share: share of the budget; 0 = not counted, with the length of the experiment.
+        overrides: overrides of the config.
     """
 
     name: str
@@ -28,16 +28,16 @@ class TrainedStage:
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """A chain, and how it is sampled.
+    """A chain with its sampling options.
 
     Attributes:
-        name: of its row.
+        name: name of its row.
         paper: year and paper.
         run: name of its folder.
-        stages: those that the study trains.
+        stages: stages that the study trains.
         linked: stages of the run under study.
         prior: name of the prior or chain to load.
-        best_of: candidates per image, of which CLIP keeps one.
+        best_of: candidates per image, of which CLIP selects one.
     """
 
     name: str
@@ -53,7 +53,7 @@ UPSAMPLER = TrainedStage("upsampler_256", "upsampler_256", "upsampler_256", 0.2)
 GLIDE = TrainedStage("glide", "decoder", "glide", 0.8)
 DECODER = TrainedStage("decoder", "decoder", "decoder", 0.6)
 PRIOR = TrainedStage("prior", "prior", "prior", 0.2)
-# A sequence of codes costs six times an embedding; smaller batches leave it as many steps.
+# A sequence of codes costs six times an embedding; a smaller batch allows equally many steps.
 PRIOR_AR = TrainedStage("prior_ar", "prior_ar", "prior_ar", 0.2, ("--config.train.batch_size=32",))
 TEXT_ENCODER = TrainedStage("text_encoder", "text_encoder", "text_encoder", 0.0)
 IMAGEN_BASE = TrainedStage("imagen_base", "imagen_base", "imagen_base", 0.8)
@@ -80,5 +80,5 @@ EMBEDDED = ("prior", "prior_ar", "decoder")  # stages trained on CLIP's embeddin
 
 
 def trained_stages() -> dict[str, TrainedStage]:
-    """Returns all stages that the study trains, by name, in an order in which they can be."""
+    """Returns all stages that the study trains by name, in an order that permits training."""
     return {stage.name: stage for system in SYSTEMS for stage in system.stages}

@@ -1,6 +1,6 @@
-"""Trains the stages of all systems to the same compute, and links them to runs.
+"""Trains the stages of all systems with equal compute, and links them to runs.
 
-Compute is counted as for utilisation: matrix FLOPs of the forward pass, three times, per step.
+Compute is counted as for utilisation: three times the matrix FLOPs of the forward pass per step.
 """
 
 import functools
@@ -21,7 +21,7 @@ from unclip_jax.stages import registry
 
 
 def prepare(system: System, config: HistoryConfig) -> None:
-    """Trains the stages of a system that are missing, and links its run.
+    """Trains the missing stages of a system, and links its run.
 
     Raises:
         UserError: training failed, or an existing export has another length.
@@ -81,13 +81,13 @@ def experiment(name: str, config: HistoryConfig, overrides: tuple[str, ...] = ()
 
 
 def flops_per_step(own: Experiment) -> float:
-    """Counts the matrix FLOPs of one training step: forward, and twice that backward."""
+    """Returns the matrix FLOPs of a training step: forward, and twice as many backward."""
     return 3 * _forward_flops(own.stage, own.model, own.train.batch_size)
 
 
 @functools.cache
 def _forward_flops(name: str, model: Any, batch_size: int) -> float:
-    """Counts the matrix FLOPs of the loss of a stage; each is traced once."""
+    """Returns the matrix FLOPs of a stage's loss; each stage is traced once."""
     stage = registry.stage_entry(name).make(model)
     batch = batches.abstract(stage.batch_spec, batch_size)
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -45,7 +45,7 @@ well hold there.
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measures what is missing, and writes the report after every finding."""
+    """Measures missing findings, and writes the report after each."""
     config = parse(argv)
     compilation_cache.use()
     harness = Harness(config)
@@ -58,7 +58,7 @@ def parse(argv: Sequence[str]) -> ImagenStudyConfig:
     """Parses and checks the command line before anything is trained.
 
     Raises:
-        UserError: an argument that cannot be, or a stage that is missing.
+        UserError: an argument is invalid, or a stage is missing.
     """
     args, overrides = parser().parse_with_overrides(argv)
     only = tuple(args.only.split(",")) if args.only else ()
@@ -105,13 +105,13 @@ def parser() -> Parser:
     add("--work", type=pathlib.Path, help="folder of upsamplers and results [MODELS_study]")
     add("--out", type=pathlib.Path, help="report [WORK/imagen_findings.md]")
     add("--only", help=f"comma-separated: {', '.join(FINDINGS)}")
-    add("--steps", type=int, help="of every upsampler to train [the experiment's]")
+    add("--steps", type=int, help="training steps of every upsampler [the experiment's]")
     study_config.add_flags(parser)
     return parser
 
 
 def protocol_of(config: ImagenStudyConfig) -> dict[str, Any]:
-    """Returns what must be equal for findings to share a report; JSON-ready."""
+    """Returns the settings that findings in one report must share; JSON-ready."""
     exported = chain_selection.find_stages(config.unclip, required=("clip",))
     unclip = tuple(stage for stage in UNCLIP_STAGES if stage in exported)
     runs = {"imagen": (config.models, IMAGEN_STAGES), "unclip": (config.unclip, unclip)}
@@ -128,7 +128,7 @@ def protocol_of(config: ImagenStudyConfig) -> dict[str, Any]:
 
 
 def report(config: ImagenStudyConfig, argv: Sequence[str]) -> dict[str, Any]:
-    """Writes the page of all results so far, and returns them; JSON-ready."""
+    """Writes the page of all results so far; returns them, JSON-ready."""
     facts = {
         "command": f"python -m studies.imagen {shlex.join(argv)}",
         **provenance.environment(),
@@ -143,7 +143,7 @@ def report(config: ImagenStudyConfig, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def models_and_sizes(report: dict[str, Any]) -> str:
-    """Formats the length of the base model."""
+    """Formats the training length of the base model."""
     return f"Imagen's base model was trained for {report['facts']['steps']} steps."
 
 

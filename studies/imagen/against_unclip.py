@@ -24,7 +24,7 @@ SYSTEMS = {"Imagen": IMAGEN, "unCLIP": UNCLIP}
 
 
 def measure(harness: Harness) -> dict[str, Any]:
-    """Samples from both chains at every scale, and as they were exported."""
+    """Samples from both chains at every scale, and with their exported settings."""
     examples, rows, scores, spread = harness.examples, [], {}, {}
     for system, name in SYSTEMS.items():
         for scale in (None, *SCALES):

@@ -14,8 +14,8 @@ class ImagenStudyConfig(StudyConfig):
     Attributes:
         models: run directory of Imagen: text encoder, base model and any upsampler.
         unclip: run directory of unCLIP, whose CLIP embeds all images.
-        size: of the experiments, that of the base model.
-        steps: training steps of each upsampler; None = as their experiment says.
+        size: size of the experiments, equal to that of the base model.
+        steps: training steps of each upsampler; None = as in its experiment.
         only: names of findings; () = all.
     """
 
@@ -27,6 +27,6 @@ class ImagenStudyConfig(StudyConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        in_range("--images", self.images, 2, 64)  # diversity is between them
+        in_range("--images", self.images, 2, 64)  # diversity compares them
         if self.steps is not None:
             positive("--steps", self.steps)

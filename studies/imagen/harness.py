@@ -1,4 +1,4 @@
-"""The harness of all findings: chains that sample the same captions from the same noise."""
+"""The harness of all findings: samples the same captions with all chains from the same noise."""
 
 import functools
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ IMAGEN, UNCLIP = "imagen", "unclip"
 
 
 class Samples(NamedTuple):
-    """uint8 images of a chain, and those of its base model."""
+    """Images of a chain and of its base model, uint8."""
 
     images: np.ndarray
     base: np.ndarray
@@ -32,19 +32,19 @@ class Harness:
     """Imagen, unCLIP, the upsamplers of the study, and the held-out captions.
 
     Attributes:
-        config: of the study.
+        config: settings of the study.
         engine: name of a chain or an upsampler's run -> its engine; upsamplers are trained on first
             use.
-        scorer: the CLIP of unCLIP's run, which embeds all images.
+        scorer: engine with the CLIP of unCLIP's run, which embeds all images.
         examples: the captions.
-        true: [images h w 3] uint8, their true images.
+        true: [images h w 3] uint8, true images of the captions.
     """
 
     def __init__(self, config: ImagenStudyConfig):
         """Loads the CLIP and embeds the captions.
 
         Raises:
-            UserError: no such models or data, or too few examples.
+            UserError: models or data do not exist, or there are too few examples.
         """
         self.config = config
         self.engine = functools.cache(self._open)
@@ -67,7 +67,7 @@ class Harness:
         return _engine(upsampler_runs.prepare(run, self.config), "imagen")
 
     def sample(self, name: str, **changes: Any) -> Samples:
-        """Samples all captions; `changes` are of the sampling settings of the base model."""
+        """Samples all captions; `changes` apply to the sampling settings of the base model."""
         engine = self.engine(name)
         decoder = batch_sampling.override(engine.cascade.decoder_sampling, changes, stage="decoder")
         options = SampleOptions(decoder=decoder)
@@ -84,13 +84,13 @@ class Harness:
     def enlarge(
         self, name: str, low: np.ndarray, *, level: float = 0.0, guidance: float | None = None
     ) -> np.ndarray:
-        """Enlarges uint8 images of all captions by the upsampler of a run.
+        """Enlarges uint8 images of all captions with the upsampler of a run.
 
         Args:
-            name: of the run.
-            low: the images, of the size that the upsampler reads or larger.
-            level: of the noise on them, as a share of the chain.
-            guidance: scale of the upsampler; None = as exported.
+            name: name of the run.
+            low: images with the size that the upsampler reads, or larger.
+            level: noise level on them, as a share of the chain.
+            guidance: guidance scale of the upsampler; None = as exported.
         """
         engine = self.engine(name)
         (cfg,) = engine.cascade.upsamplers
@@ -103,7 +103,7 @@ class Harness:
         return to_uint8(np.asarray(images))
 
     def decibels(self, images: np.ndarray) -> np.ndarray:
-        """Computes the PSNR in dB of enlarged true images against the true ones of their size."""
+        """Computes the PSNR in dB of enlarged true images relative to the originals."""
         return psnr(images, scoring.reduce(self.true, side=images.shape[1]))
 
     def score(self, images: np.ndarray) -> ScoredImages:

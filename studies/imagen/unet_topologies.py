@@ -1,4 +1,4 @@
-"""The Efficient U-Net against ADM's, with about as many parameters."""
+"""The Efficient U-Net compared with ADM's, with about equally many parameters."""
 
 import time
 from collections.abc import Callable
@@ -33,7 +33,7 @@ LITTLE = 0.5  # dB
 
 
 def measure(harness: Harness) -> dict[str, Any]:
-    """Enlarges the same images by both, and times their training steps in turns."""
+    """Enlarges the same images with both, and measures their training steps in turns."""
     examples, rows, decibels = harness.examples, [], {}
     seconds = times({run: step(harness.engine(run)) for run in NAMES}, turns=TURNS)
     for run, name in NAMES.items():
@@ -63,7 +63,7 @@ def measure(harness: Harness) -> dict[str, Any]:
 
 
 def step(engine: InferenceEngine) -> Callable[[], Any]:
-    """Returns the loss and gradient of the upsampler on one random batch, compiled."""
+    """Returns a compiled function of loss and gradient of the upsampler on a random batch."""
     (own,) = engine.cascade.of_role("upsampler")
     stage = own.entry.make(own.config)
     shapes = batches.abstract(stage.batch_spec, BATCH)

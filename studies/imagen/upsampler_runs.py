@@ -1,4 +1,4 @@
-"""The upsamplers that the study trains: run folders with one of their own, and links to the rest.
+"""The upsamplers of the study: run folders with one of their own each, and links to other stages.
 
 All are `experiments/imagen_sr256.py` with one change each, trained for equally many steps.
 """
@@ -18,12 +18,12 @@ LINKED = ("text_encoder", "imagen_base")
 
 @dataclasses.dataclass(frozen=True)
 class UpsamplerRun:
-    """One upsampler to compare.
+    """An upsampler for comparison.
 
     Attributes:
-        name: of its run folder.
+        name: name of its run folder.
         about: how it differs, for the page.
-        overrides: of the config.
+        overrides: overrides of the config.
     """
 
     name: str
@@ -36,7 +36,7 @@ def _augmented(most: float) -> tuple[str, ...]:
 
 
 UNET = "--config.model.model.unet"
-# ADM's topology with the attention, the text and about the parameters of the Efficient one.
+# ADM's topology with the attention and text of the Efficient U-Net, and about as many parameters.
 ADM = (f"{UNET}.topology=adm", f"{UNET}.multiples=(1,1,2)", f"{UNET}.depth=(1,1,1)")
 UPSAMPLERS = (
     UpsamplerRun("no_noise", "low-res images without noise", _augmented(0.0)),
@@ -47,7 +47,7 @@ UPSAMPLERS = (
 
 
 def by_name(name: str) -> UpsamplerRun:
-    """Returns the upsampler of that name."""
+    """Returns the upsampler with this name."""
     return next(run for run in UPSAMPLERS if run.name == name)
 
 
@@ -59,7 +59,7 @@ def steps_of(config: ImagenStudyConfig) -> int:
 
 
 def prepare(run: UpsamplerRun, config: ImagenStudyConfig) -> pathlib.Path:
-    """Trains an upsampler unless its export is there; returns its run folder.
+    """Trains an upsampler unless its export exists; returns its run folder.
 
     Raises:
         UserError: training failed, or an existing export has another length.

@@ -1,8 +1,8 @@
 """Measures manipulations part by part and writes the page; see the package.
 
-Every image is encoded to (z_img, x_T) and the upsamplers' latents, changed, and decoded again; the
-exact checker of the shapes world judges the result. Writes the tables between the marks of OUT.md,
-or a new file without them, all figures to OUT.json and example images to OUT_PART.png.
+Every image is encoded to (z_img, x_T) and the upsamplers' latents, edited, and decoded; the exact
+checker of the shapes world judges the result. Writes the tables between the marks of OUT.md (or a
+new page), all figures to OUT.json and example images to OUT_PART.png.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def earlier_parts(out: pathlib.Path, protocol: dict[str, Any]) -> dict[str, Any]:
-    """Returns the parts that were measured before under the same protocol."""
+    """Returns the parts that were measured before with the same protocol."""
     stored = markdown_page.read_json(out.with_suffix(".json"))
     names = [name for name in protocol if name not in ("date", "device")]
     same = all(stored.get(name) == protocol[name] for name in names)
@@ -113,7 +113,7 @@ def check(args: argparse.Namespace) -> None:
     """Checks the arguments before anything is loaded.
 
     Raises:
-        UserError: a number or page that cannot be.
+        UserError: a number or the path of the page is invalid.
     """
     in_range("--num", args.num, 2, MAX_IMAGES)
     in_range("--batch", args.batch, 1, MAX_IMAGES)
@@ -125,7 +125,7 @@ def check(args: argparse.Namespace) -> None:
 def protocol_of(
     args: argparse.Namespace, engine: InferenceEngine, chain: InversionChain
 ) -> dict[str, Any]:
-    """Returns what is measured, and on what; JSON-ready."""
+    """Returns the settings of the measurements; JSON-ready."""
     return {
         "models": str(args.models),
         "data": str(args.data),

@@ -13,11 +13,11 @@ from unclip_jax.core.picture import labelled_grid
 from unclip_jax.metrics.shapes_checker import SUMMARY
 
 TITLE = "# Reconstruction and edits, measured\n\nWritten by `python -m studies.manipulations`.\n\n"
-COLUMNS = 6  # of the example images: the original, and five etas or thetas
+COLUMNS = 6  # columns of example images: the original, and five etas or thetas
 
 
 def tables(result: dict[str, Any], parts: Sequence[str]) -> str:
-    """Formats the measured ones of `parts` as Markdown."""
+    """Formats those of `parts` that were measured as Markdown."""
     text = (
         f"{result['num']} images of `{result['split']}` ({result['date']}, {result['device']}); "
         f"decoder on `{result['steps']}` steps with {result['refinements']} refinements unless a "
@@ -45,7 +45,7 @@ def reconstruction(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def variations(rows: Sequence[dict[str, Any]]) -> str:
-    """Formats distances and the checker's rates by eta; the last row is of the originals."""
+    """Formats distances and the checker's rates by eta; the last row is for the originals."""
     names = [name for name in SUMMARY if all(name in row["checker"] for row in rows)]
     cells = []
     for row in rows:

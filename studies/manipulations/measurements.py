@@ -24,21 +24,21 @@ from unclip_jax.metrics import intervals, shapes_checker
 from unclip_jax.metrics.psnr import psnr
 
 ETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-FRAMES = 3  # of an interpolation: both ends and the middle
-EXAMPLES = 4  # rows of the example images
-PAPER = ("ddim250", 0)  # chain and refinements of unCLIP's reconstructions
+FRAMES = 3  # per interpolation: both ends and the middle
+EXAMPLES = 4  # rows of example images
+PAPER = ("ddim250", 0)  # steps and refinements of unCLIP's reconstructions
 
 Images = UInt8[np.ndarray, " n h w 3"]
 LabelledImages = list[tuple[str, np.ndarray]]
 
 
 class InversionChain(NamedTuple):
-    """Settings of the inversion of images and of their decoding.
+    """Settings of the inversion and decoding of images.
 
     Attributes:
-        steps: grid of the decoder.
+        steps: steps of the decoder.
         refinements: fixed-point iterations of the inversion.
-        upsampler_steps: grid of the upsamplers; None = as exported.
+        upsampler_steps: steps of the upsamplers; None = as exported.
     """
 
     steps: str
@@ -55,7 +55,7 @@ class Examples(NamedTuple):
 
 
 class EncodedImages(NamedTuple):
-    """Images as latents with upsampler latents, and as decoded from them in [-1, 1]."""
+    """Latents of images with upsampler latents, and the images decoded from them in [-1, 1]."""
 
     latent: Latent
     base: Image
@@ -65,11 +65,13 @@ def read_examples(source: Source, indices: Sequence[int]) -> Examples:
     """Reads examples of a split.
 
     Raises:
-        UserError: they are not of the shapes world.
+        UserError: the examples are not of the shapes world.
     """
     records = [source[index] for index in indices]
     if not all(record["scene"] for record in records):
-        raise UserError("this data set has no scenes to check images by; give one of shapes.")
+        raise UserError(
+            "this data set has no scenes with which to check images; give a data set of shapes."
+        )
     return Examples(
         [image_inputs.from_bytes(r["image"], name=str(r["key"]), where=r["key"]) for r in records],
         [str(record["caption"]) for record in records],
@@ -84,7 +86,7 @@ def encode(
     *,
     captions: Sequence[str | None] | None = None,
 ) -> EncodedImages:
-    """Inverts decoder and upsamplers; without captions by default."""
+    """Inverts decoder and upsamplers, by default without captions."""
     texts, refinements = captions or [None] * len(images), chain.refinements
     latent = engine.invert(images, captions=texts, steps=chain.steps, refinements=refinements)
     base = engine.decode_base(latent, captions=texts, steps=chain.steps)
@@ -132,7 +134,7 @@ def reconstruction(
 ) -> list[dict[str, Any]]:
     """Computes the PSNR from whole latents, parts of them, and random noise, at both sizes.
 
-    `paper`: also from whole latents by the paper's recipe, ten times as slow.
+    With `paper` also from whole latents by the paper's recipe, which is ten times as slow.
     """
     images, count = examples.images, len(examples.images)
     noise = engine.initial_noise(seed=seed, indices=range(count))
@@ -175,7 +177,7 @@ def variations(
     *,
     seed: int,
 ) -> Variations:
-    """Computes distances from the originals and the checker's rates as eta grows."""
+    """Computes distances from the originals and the checker's rates for increasing eta."""
     originals = np.asarray(engine.image_embeddings(examples.images))
     rows, by_eta = [], []
     for eta in ETAS:

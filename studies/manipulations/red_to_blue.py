@@ -1,4 +1,4 @@
-"""Text diffs that turn red objects blue, and what else changes in the image."""
+"""Text diffs that turn red objects blue, and their side effects in the image."""
 
 import functools
 import itertools
@@ -38,17 +38,18 @@ from unclip_jax.shapes import scene as scene_module
 from unclip_jax.shapes.scene import Scene, SceneObject
 
 FROM, TO = "red", "blue"
-STEPS = "50"  # refined inversions have noise so large that z_img counts for little
+STEPS = "50"  # refined inversions have so much noise that z_img has little effect
 
 
 class Setting(NamedTuple):
-    """One way to preserve the composition, to condition the decoder, and to rotate z_img.
+    """A way to preserve the composition, to condition the decoder, and to rotate z_img.
 
     Attributes:
-        inversion: "ddim" (x_T, the paper's) or "ddpm" (the noise of every step).
+        inversion: "ddim" (x_T, as in the paper) or "ddpm" (the noise of every step).
         details: "inverted" or "fresh" noise of the upsamplers.
-        caption: of the decoder: "none", or "target" for decoding and the image's own for inversion.
-        guidance: scale.
+        caption: caption of the decoder: "none", or "target" for decoding and the image's own for
+            inversion.
+        guidance: guidance scale.
         thetas: shares of the arc.
     """
 
@@ -70,7 +71,7 @@ SETTINGS = (
     Setting("ddpm", "inverted", "none", 1.0, (0.0, 0.5)),
 )
 ILLUSTRATED = 4  # index of the setting of the example images
-NEAR = 0.1  # of the side: an object whose centre moved less is in its place
+NEAR = 0.1  # share of the side: objects whose centres moved less are in place
 CRITERIA = ("colour", "rest", "shape", "place", "all")
 
 
@@ -91,14 +92,14 @@ def select(source: Source, num: int) -> list[int]:
     selected = list(itertools.islice(matching, num))
     if not selected:
         raise UserError(
-            f"no caption of this split speaks of something {FROM} and of nothing {TO}; give a "
-            "larger one."
+            f"no caption of this split names something {FROM} and nothing {TO}; give a larger "
+            "split."
         )
     return selected
 
 
 def is_suitable(caption: str) -> bool:
-    """True if the caption names the first colour, and the second nowhere."""
+    """True if the caption names the first colour and not the second."""
     words = re.findall(r"\w+", caption)
     return FROM in words and TO not in words
 
@@ -130,7 +131,7 @@ def measure(engine: InferenceEngine, reds: Examples, chain: InversionChain) -> T
 
 
 class _Editor:
-    """Images with something red, inverted once for every kind of inversion."""
+    """Edits images with something red, which are inverted once per kind of inversion."""
 
     def __init__(self, engine: InferenceEngine, reds: Examples, chain: InversionChain):
         self.engine, self.reds, self.chain = engine, reds, chain
@@ -146,7 +147,7 @@ class _Editor:
         self.ddpm_latents = functools.cache(self._ddpm_latents)
 
     def edit(self, setting: Setting, theta: float) -> Images:
-        """Edits every image at one theta."""
+        """Edits all images at one theta."""
         captions = self.after[setting.caption]
         if setting.inversion == "ddpm":
             inverted = self.ddpm_latents(setting.caption, setting.guidance, setting.details)
@@ -167,7 +168,7 @@ class _Editor:
         return decode(self.engine, latent, self.chain, captions=captions, options=options)
 
     def rotate(self, latent: Latent, theta: float) -> Latent:
-        """Rotates every image's z_img towards the difference of its captions."""
+        """Rotates the z_img of every image towards the difference of its captions."""
         paths = [
             edits.text_diff(
                 latents.take(latent, [index]),
@@ -234,7 +235,7 @@ def judge(detection: Detection, scene: Scene) -> dict[str, bool]:
 def match(
     items: Sequence[SceneObject], objects: Sequence[DetectedObject]
 ) -> list[tuple[SceneObject, DetectedObject | None]]:
-    """Matches items with objects by the least sum of distances; None = no object is left."""
+    """Matches items with objects by the smallest sum of distances; None = no object is left."""
     distances = np.array([[distance(item, actual) for actual in objects] for item in items])
     distances = distances.reshape(len(items), len(objects))
     assignment = dict(zip(*linear_sum_assignment(distances), strict=True))

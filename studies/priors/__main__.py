@@ -23,7 +23,7 @@ from unclip_jax.inference import chain_selection, load
 from unclip_jax.metrics import frechet
 
 PRIORS = ("prior", "prior_ar")  # unCLIP, section 2.2
-NUM, EMBEDDINGS = 200, 500  # unless the command line says otherwise or the split is smaller
+NUM, EMBEDDINGS = 200, 500  # defaults, unless the split is smaller
 
 
 def main(argv: Sequence[str]) -> None:
@@ -81,7 +81,7 @@ def check(args: argparse.Namespace) -> None:
     """Checks the arguments before anything is loaded.
 
     Raises:
-        UserError: a number or page that cannot be, or a stage that is not trained.
+        UserError: a number or the path of the page is invalid, or a stage is not trained.
     """
     for name in ("num", "embeddings"):
         if (value := getattr(args, name)) is not None:
@@ -92,10 +92,10 @@ def check(args: argparse.Namespace) -> None:
 
 
 def open_data(args: argparse.Namespace) -> tuple[Source, Source]:
-    """Opens the held-out and the training split; fills in the numbers that `args` leaves open.
+    """Opens the held-out and the training split; sets the numbers that `args` leaves open.
 
     Raises:
-        UserError: no such data, or fewer examples than needed.
+        UserError: the data do not exist, or have fewer examples than needed.
     """
     held_out = sources.open_source(args.data, split=args.split)
     training = sources.open_source(args.data, split="train")
@@ -103,7 +103,7 @@ def open_data(args: argparse.Namespace) -> tuple[Source, Source]:
         if len(source) < 2:
             raise UserError(
                 f"split {name!r} of {args.data} has {len(source)} examples; a distribution needs "
-                "at least 2."
+                "at least 2. Give another split."
             )
     for name in ("num", "embeddings"):
         count = getattr(args, name) or 0

@@ -17,7 +17,7 @@ from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.metrics import embeddings, frechet, shapes_checker
 from unclip_jax.planning import flops
 
-GUIDANCE = (1.0, 2.0, 4.0)  # of the diffusion prior
+GUIDANCE = (1.0, 2.0, 4.0)  # scales of the diffusion prior
 CANDIDATES = (1, 2, 8)
 PAPERS = 2  # candidates while guidance varies (unCLIP, section 2.2)
 
@@ -26,9 +26,9 @@ class ZImgSource(NamedTuple):
     """A source of z_img, one row of the table.
 
     Attributes:
-        name: on the page.
+        name: name on the page.
         prior: name of the prior of the run that samples; "" = the true embeddings.
-        options: how it samples.
+        options: its sampling options.
     """
 
     name: str
@@ -37,7 +37,7 @@ class ZImgSource(NamedTuple):
 
 
 def sources_of(cascade: Cascade) -> list[ZImgSource]:
-    """Returns all sources in order; `cascade` has the diffusion prior."""
+    """Returns all sources in order; `cascade` must have the diffusion prior."""
     sampling = cascade.prior.sampling
     rows = [
         ZImgSource("true image", "", SampleOptions(condition="z_img")),
@@ -70,12 +70,12 @@ class PriorComparison:
         Args:
             engines: the cascade with each of its priors, by name.
             examples: captions with their true embeddings.
-            num: captions, from the first, that are sampled as images.
-            seed: image and embedding i depend on (seed, i) alone.
+            num: number of captions, from the first, that are sampled as images.
+            seed: image and embedding i depend only on (seed, i).
         """
         self.engines, self.examples, self.num, self.seed = engines, examples, num, seed
         self._rates = None
-        if all(examples.scenes[:num]):  # else the checker cannot judge images of these captions
+        if all(examples.scenes[:num]):  # the checker cannot judge others
             self._rates = cascade.caption_rates(
                 engines["prior"].loaded,
                 list(examples.captions[:num]),
@@ -105,12 +105,12 @@ class PriorComparison:
         started = time.perf_counter()
         z_img = np.asarray(engine.sample_prior(captions, indices=indices, **fixed))
         size = min(BATCH, len(captions))
-        padded = -(-len(captions) // size) * size  # the last batch is filled up
+        padded = -(-len(captions) // size) * size  # the last batch is padded
         return z_img, (time.perf_counter() - started) / padded
 
 
 def count_flops(engine: InferenceEngine, caption: str, options: SampleOptions) -> float:
-    """Counts the matrix FLOPs from one tokenised caption to its z_img, with CLIP's text tower."""
+    """Returns the matrix FLOPs from a tokenised caption to its z_img, with CLIP's text tower."""
 
     def run(params, tokens, keys):
         return text_to_image.sample_z_img(engine.cascade, params, tokens, keys, options=options)
@@ -122,7 +122,7 @@ def count_flops(engine: InferenceEngine, caption: str, options: SampleOptions) -
 
 
 def score_embeddings(z_img: np.ndarray, examples: EvaluationSet) -> dict[str, Any]:
-    """Compares embeddings with the true ones, pair by pair and as a distribution; JSON-ready."""
+    """Compares embeddings with the true ones, pair by pair and as distributions; JSON-ready."""
     group = cascade.RETRIEVAL
     own = embeddings.first_occurrences(examples.captions)
     retrieved = embeddings.retrieval_rate(z_img[own], examples.z_txt[own], group=group)

@@ -137,9 +137,9 @@ def test_mistakes_are_reported_before_anything_is_loaded(tmp_path, arguments, me
 
 def test_data_without_red_things_or_scenes_are_rejected():
     blue = [{"caption": "a blue circle", "scene": ""}]
-    with pytest.raises(UserError, match="no caption of this split speaks of something red"):
+    with pytest.raises(UserError, match="no caption of this split names something red"):
         red_to_blue.select(blue, 4)
-    with pytest.raises(UserError, match="this data set has no scenes to check images by"):
+    with pytest.raises(UserError, match="this data set has no scenes with which to check"):
         measurements.read_examples(blue, [0])
 
 
