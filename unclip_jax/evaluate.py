@@ -132,7 +132,7 @@ def run_cascade(args: argparse.Namespace) -> str:
         try:
             out.write_text(json.dumps(result, indent=2) + "\n")
         except OSError as error:
-            raise UserError(f"cannot write {out}: {error}.") from None
+            raise UserError(f"cannot write {out}: {error}; give another --out.") from None
     return cascade.table(result)
 
 

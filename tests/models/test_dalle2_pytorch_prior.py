@@ -204,7 +204,7 @@ def test_the_stable_norm_has_no_overflow():
 def test_features_of_another_length_or_of_no_use_are_rejected():
     x_t = z = np.zeros((2, 1, WIDTH))
     features = jnp.zeros((2, 4, WIDTH))
-    with pytest.raises(UserError, match=r"features have shape \[4, 8\], not \[3, 8\]"):
+    with pytest.raises(UserError, match=r"features have shape \[4, 8\]; this prior takes \[3, 8\]"):
         outputs(DALLE2, x_t, z, features=features)
     none = Dalle2PytorchConfig(1, 2, 4)
     with pytest.raises(UserError, match="reads no caption features; leave them out"):

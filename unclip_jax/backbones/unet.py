@@ -170,7 +170,8 @@ def _check_input(x: Array, context: Array | None, cfg: UNetConfig) -> None:
         divisible("image side", side, cfg.stride, why)
     if x.shape[-1] != cfg.in_channels:
         raise UserError(
-            f"the U-Net got {x.shape[-1]} channels; unet.in_channels is {cfg.in_channels}."
+            f"the U-Net got {x.shape[-1]} channels; unet.in_channels is {cfg.in_channels}. Pass as "
+            "many."
         )
     width = cfg.context_width if context is None else context.shape[-1]
     if cfg.context_width not in (None, width):

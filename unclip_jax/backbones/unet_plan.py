@@ -151,7 +151,10 @@ def plan(cfg: UNetConfig) -> UNetPlan:
     for side in cfg.attention_at:
         if side not in cfg.sides:
             sides = list(cfg.sides)
-            raise UserError(f"attention_at holds {side}; the feature maps have sides {sides}.")
+            raise UserError(
+                f"attention_at holds {side}; the feature maps have sides {sides}. Name some of "
+                "these."
+            )
     if topology == "adm":
         return _adm(cfg)
     if cfg.patch > 1 or not cfg.resample_blocks:

@@ -187,5 +187,8 @@ def _add_guide(engine: Any, export: pathlib.Path, request: Request) -> None:
             "set the one of its kind."
         )
     if not hasattr(engine, "loaded"):
-        raise UserError(f"--guide={export} needs a run directory, and --models is a bundle.")
+        raise UserError(
+            f"--guide={export} needs a run directory, but --models is a bundle; give a run "
+            "directory."
+        )
     engine.loaded = engine.loaded._replace(guide=guided_sampling.load_guide(export))

@@ -104,7 +104,10 @@ def read_stages(
                 f"{folder} is not a stage of DeepFloyd IF; give its stages I and II alone."
             )
         if pipelines.setdefault(_name(folder), folder) != folder:
-            raise UserError(f"{pipelines[_name(folder)]} and {folder} are both {_name(folder)}.")
+            raise UserError(
+                f"{pipelines[_name(folder)]} and {folder} are both {_name(folder)}; give one of "
+                "each stage."
+            )
     converted, text = [], _component(folders, "text_encoder")
     if "text_encoder" in stages:
         converted.append(language_tensors.stage(text, context=CONTEXT))

@@ -157,11 +157,7 @@ def _checked_sources(
 
 
 def _check_alone(sources: Sequence[pathlib.Path]) -> None:
-    """Rejects further sources beside one that is converted alone.
-
-    Raises:
-        UserError: there are further sources.
-    """
+    """Raises a UserError if there are sources beside one that is converted alone."""
     if len(sources) > 1:
         others = ", ".join(str(source) for source in sources[1:])
         raise UserError(
@@ -171,11 +167,7 @@ def _check_alone(sources: Sequence[pathlib.Path]) -> None:
 
 
 def _check_absent(parts: Sequence[ConvertedStage], out: pathlib.Path) -> None:
-    """Rejects stages that a run already has.
-
-    Raises:
-        UserError: some exist; lists them.
-    """
+    """Raises a UserError if a run already has some of the stages."""
     existing = [part.name for part in parts if (out / part.name).exists()]
     if existing:
         raise UserError(
@@ -203,11 +195,7 @@ def _check_choice(
 
 
 def _check_whole(options: ImportOptions, source: pathlib.Path, *, names: Sequence[str]) -> None:
-    """Rejects --stages for a source that is converted as a whole.
-
-    Raises:
-        UserError: `options.stages` is not the default.
-    """
+    """Raises a UserError if --stages is set for a source that is converted as a whole."""
     if options.stages != STAGES and not {*names} <= {*options.stages}:
         raise UserError(
             f"--stages={','.join(options.stages)} chooses among the stages of a pipeline, but "

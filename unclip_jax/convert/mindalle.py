@@ -100,7 +100,7 @@ def _config(source: TensorSource, settings: Mapping[str, str], *, pad_token: int
     if settings.get("gelu_use_approx", "false").lower() == "true":
         raise UserError(
             f"{source.where} was trained with gelu_use_approx, which is not supported; the "
-            "published model has the exact GELU."
+            "published model has the exact GELU. Give that."
         )
     shapes: Mapping[str, Shape] = source.shapes
     try:

@@ -110,7 +110,10 @@ def own_names(source: TensorSource) -> TensorSource:
     text = {name for name in source.shapes if name.startswith(prefix)}
     places = {name.removeprefix(prefix) if name in text else name: name for name in source.shapes}
     if len(places) < len(source.shapes):
-        raise UserError(f"{source.where} has two text towers, with and without {prefix}*.")
+        raise UserError(
+            f"{source.where} has two text towers, with and without {prefix}*; save one of them "
+            "alone."
+        )
     shapes = {new: source.shapes[old] for new, old in places.items()}
     return TensorSource(source.where, shapes, lambda name: source.read(places[name]))
 

@@ -49,7 +49,7 @@ def config(
     configs.check_fixed(settings, {"beta_schedule": DEFAULTS["beta_schedule"]}, where=where)
     values = {**DEFAULTS, **settings}
     if not values["clip_sample"]:
-        raise UserError(f"{where} does not clip samples, which Karlo's scheduler always does.")
+        raise UserError(f"{where} has clip_sample off; expected on, as Karlo's scheduler clips.")
     steps = configs.integer(values["num_train_timesteps"], f"num_train_timesteps in {where}")
     in_range(f"num_train_timesteps in {where}", steps, 2, MAX_TIMESTEPS)
     limit = values["clip_sample_range"]

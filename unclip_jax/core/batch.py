@@ -36,6 +36,7 @@ class Field:
 
 
 BatchSpec = Mapping[str, Field]
+_ADVICE = "check that the data and config.model belong together."
 
 
 def image_field(size: int) -> Field:
@@ -90,7 +91,9 @@ def check(spec: BatchSpec, batch: HostBatch) -> None:
     """
     missing = sorted(spec.keys() - batch.keys())
     if missing:
-        raise UserError(f"batch lacks {missing}; the data source gives {sorted(batch)}.")
+        raise UserError(
+            f"batch lacks {missing}; the data source gives {sorted(batch)}. Check config.data."
+        )
     for name, field in spec.items():
         value = batch[name]
         as_pixels = field.pixels and value.dtype == np.uint8
@@ -106,6 +109,10 @@ def check(spec: BatchSpec, batch: HostBatch) -> None:
             continue
         low, high = field.low, field.high
         if value.size and low is not None and value.min() < low:
-            raise UserError(f"batch field {name!r} holds {value.min()}, below its least {low}.")
+            raise UserError(
+                f"batch field {name!r} holds {value.min()}, below its least {low}; {_ADVICE}"
+            )
         if value.size and high is not None and value.max() > high:
-            raise UserError(f"batch field {name!r} holds {value.max()}, above its greatest {high}.")
+            raise UserError(
+                f"batch field {name!r} holds {value.max()}, above its greatest {high}; {_ADVICE}"
+            )

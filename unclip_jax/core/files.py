@@ -125,7 +125,9 @@ def read_small(path: pathlib.Path, *, most: int = 256 * 2**20) -> bytes:
     check_regular(path)
     size = path.stat().st_size
     if size > most:
-        raise UserError(f"{path} has {size} bytes; a file of its kind has at most {most}.")
+        raise UserError(
+            f"{path} has {size} bytes; a file of its kind has at most {most}. Give another."
+        )
     return path.read_bytes()
 
 

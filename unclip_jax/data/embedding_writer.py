@@ -319,7 +319,7 @@ def _check_rows(
     if not all(np.isfinite(rows).all() for rows in vectors.values()):
         raise UserError(
             f"an embedding near {keys[0]!r} is NaN or infinite; its model is damaged, or its "
-            "training diverged."
+            "training diverged. Use another export."
         )
 
 

@@ -74,7 +74,7 @@ def interpolate(latent: Latent, *, frames: int, x_T: Image | None = None) -> Pat
     """
     count = latent.z_img.shape[0]
     if count < 2:
-        raise UserError(f"interpolation needs at least two images, not {count}.")
+        raise UserError(f"interpolation needs at least two images, not {count}; give more.")
     in_range("frames", frames, 2, 1000)
     theta = np.arange((count - 1) * (frames - 1) + 1, dtype=np.float32) / np.float32(frames - 1)
     first = np.minimum(theta.astype(np.int32), count - 2)
@@ -171,4 +171,4 @@ def composite(
 
 def _one(latent: Latent, what: str) -> None:
     if latent.z_img.shape[0] != 1:
-        raise UserError(f"{what} takes one image, not {latent.z_img.shape[0]}.")
+        raise UserError(f"{what} takes one image, not {latent.z_img.shape[0]}; give one at a time.")

@@ -36,7 +36,9 @@ def fit(z_img: Float[np.ndarray, " n z"]) -> Pca:
         UserError: fewer than two embeddings.
     """
     if len(z_img) < 2:
-        raise UserError(f"principal components need at least 2 embeddings, not {len(z_img)}.")
+        raise UserError(
+            f"principal components need at least 2 embeddings, not {len(z_img)}; give more."
+        )
     z_img = np.asarray(z_img, np.float64)
     mean = z_img.mean(0)
     variance, columns = np.linalg.eigh(np.cov(z_img, rowvar=False))

@@ -375,7 +375,10 @@ class BlendRequest(EncodingRequest):
                 f"a blend needs at least two images or texts, not {count}; give images and texts."
             )
         if self.num > 1 and not self.fresh:
-            raise UserError(f"num is {self.num}, but images differ only with noise=fresh.")
+            raise UserError(
+                f"num is {self.num}, but images differ only with noise=fresh; give that too, or "
+                "num=1."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -313,7 +313,10 @@ def _caption(item: items.Item) -> str | None:
 
 def _count(available: int, num: int | None, *, where: str) -> int:
     if num is not None and num > available:
-        raise UserError(f"{where} holds {available} images; --num={num} asks for more.")
+        raise UserError(
+            f"{where} holds {available} images; --num={num} asks for more. Give {available} or "
+            "fewer."
+        )
     return available if num is None else num
 
 

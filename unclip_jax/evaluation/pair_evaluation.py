@@ -102,7 +102,7 @@ def evaluate_pairs(config: PairEvaluation, *, out: pathlib.Path) -> PairReport:
         write_atomically(out / REPORT, json.dumps(report.plain(), indent=2) + "\n")
         pair_report.plot(report, out / PLOT)
     except OSError as error:
-        raise UserError(f"cannot write to {out}: {error}.") from None
+        raise UserError(f"cannot write to {out}: {error}; give another --out.") from None
     return report
 
 

@@ -206,7 +206,7 @@ class Questionnaire:
             OSError: it could not be written.
         """
         if values.keys() != set(FIELDS) or not all(isinstance(v, str) for v in values.values()):
-            raise UserError(f"an answer has the texts {', '.join(FIELDS)}; give these alone.")
+            raise UserError(f"an answer has the texts {', '.join(FIELDS)}; give exactly these.")
         rater = self._check_rater(values["rater"])
         if (prompt := self._prompts.get(values["prompt"])) is None:
             raise UserError(f"there is no prompt {short(values['prompt'])}; load the page again.")

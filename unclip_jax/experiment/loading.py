@@ -177,7 +177,9 @@ def _check_key(argument: str, config: ConfigDict) -> None:
     for depth, name in enumerate(names):
         where = ".".join(["config", *names[:depth]])
         if not isinstance(group, Mapping | ConfigDict):
-            raise UserError(f"{where} is a value, not a group; it has no key {name!r}.")
+            raise UserError(
+                f"{where} is a value, not a group; it has no key {name!r}. Override {where}."
+            )
         if name not in group:
             raise UserError(f"{where} has no key {name!r}.{suggest(name, list(group))}")
         group = group[name]

@@ -180,7 +180,10 @@ def read_params(
     part = _params_part(directory)
     path = pathlib.Path(locate(directory) / part).absolute()
     if part == PARAMS and not path.is_dir():
-        raise UserError(f"{directory} holds no {PARAMS} folder; it is not a finished export.")
+        raise UserError(
+            f"{directory} holds no {PARAMS} folder, so it is not a finished export; export the "
+            "stage again."
+        )
     _verify(directory, part)
     read = _read_tensors if part == TENSORS else _read_orbax
     try:

@@ -112,7 +112,7 @@ class Cascade:
                 return stage
         raise UserError(
             f"this cascade has no {role}, which is needed here; its stages are "
-            f"{', '.join(stage.name for stage in self.stages)}."
+            f"{', '.join(stage.name for stage in self.stages)}. Use a run that has one."
         )
 
     def has(self, role: str) -> bool:

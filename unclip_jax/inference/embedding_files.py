@@ -67,7 +67,7 @@ def write_embeddings(
             else:
                 pyarrow.parquet.write_table(_table(flat, names, numbers, num), file)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error}.") from None
+        raise UserError(f"cannot write {path}: {error}; give another path.") from None
 
 
 def _table(flat: np.ndarray, names: list[str], numbers: np.ndarray, num: int) -> pyarrow.Table:
@@ -87,7 +87,10 @@ def _table(flat: np.ndarray, names: list[str], numbers: np.ndarray, num: int) ->
 
 def _write_folder(flat: np.ndarray, path: pathlib.Path, keys: list[str]) -> None:
     if flat.ndim != 2:
-        raise UserError(f"{path} would hold sequences; clip-retrieval's folders hold vectors.")
+        raise UserError(
+            f"{path} would hold sequences, but clip-retrieval's folders hold vectors; give a file "
+            "that ends in .npy, .safetensors or .parquet."
+        )
     info = {"data": "samples of an embedding_prior"}
     folder = EmbeddingFolder(path, info=info, dtype="float32")
     if folder.finished:

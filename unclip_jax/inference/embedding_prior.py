@@ -281,7 +281,9 @@ def conditions_of(
     unknown = sorted({*x} - {*conditions} - ({SUBJECT} if field is not None else set()))
     if unknown or not x:
         others = ", ".join(unknown) or "none"
-        raise UserError(f"this prior has the conditions {', '.join(conditions)}, not {others}.")
+        raise UserError(
+            f"this prior has the conditions {', '.join(conditions)}, not {others}; give those."
+        )
     if field is not None and SUBJECT not in x:
         raise UserError(
             f"this prior has layers per subject; give {SUBJECT!r}, one label per row (--subjects "
@@ -292,7 +294,10 @@ def conditions_of(
     counts = {name: len(rows) for name, rows in x.items()}
     if len(set(counts.values())) > 1 or not min(counts.values()):
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise UserError(f"conditions have different numbers of rows, or none ({listed}).")
+        raise UserError(
+            f"conditions have different numbers of rows, or none ({listed}); give the same number, "
+            "at least 1, for each."
+        )
     fields: dict[str, np.ndarray] = {}
     for name, rows in x.items():
         if name == SUBJECT:
@@ -345,14 +350,17 @@ def _filled(one: ConditionConfig, rows: Rows) -> dict[str, np.ndarray]:
     if not fits:
         raise UserError(
             f"{one.name} has rows of shape {[longest, *next(iter(shapes))]}; this prior takes "
-            f"{list(one.shape)}{' at most' if one.ragged else ''}."
+            f"{list(one.shape)}{' at most' if one.ragged else ''}. Give rows of that shape."
         )
     array = np.zeros((len(rows), *one.shape), dtype)
     for i, row in enumerate(rows):
         array[i, : len(row)] = row
     bad = np.flatnonzero(~np.isfinite(array.reshape(len(rows), -1)).all(axis=1))
     if len(bad):
-        raise UserError(f"{len(bad)} rows of {one.name} hold NaN or inf, first row {bad[0]}.")
+        raise UserError(
+            f"{len(bad)} rows of {one.name} hold NaN or inf, first row {bad[0]}; correct them, or "
+            "leave them out."
+        )
     if not one.ragged:
         return {one.name: array}
     return {one.name: array, f"{one.name}_mask": np.arange(one.shape[0])[None] < lengths[:, None]}

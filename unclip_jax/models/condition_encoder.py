@@ -52,7 +52,8 @@ class EncoderConfig:
             positive(f"{where}.{name}", getattr(self, name))
         if self.labels and len(self.labels) != self.subjects:
             raise UserError(
-                f"{where}.labels has {len(self.labels)} labels for {self.subjects} subjects."
+                f"{where}.labels has {len(self.labels)} labels for {self.subjects} subjects; give "
+                "one per subject."
             )
 
 

@@ -183,7 +183,10 @@ class Dalle2PytorchNetwork(nn.Module):
         if x is None:
             return jnp.broadcast_to(null[None], (size, *null.shape))
         if x.shape[1:] != null.shape:
-            raise UserError(f"features have shape {list(x.shape[1:])}, not {list(null.shape)}.")
+            raise UserError(
+                f"features have shape {list(x.shape[1:])}; this prior takes {list(null.shape)}. "
+                "Use the CLIP that it was trained on."
+            )
         real = keep[:, None] if mask is None else mask & keep[:, None]
         return jnp.where(real[..., None], x, null[None].astype(x.dtype))
 

@@ -78,7 +78,10 @@ class TextConditionConfig:
         if self.pooling == "attention":
             divisible("text.width", self.width, self.pool_heads, "choose pool_heads that divides.")
         if not self.attend and self.pooling == "none":
-            raise UserError("text.attend is off and text.pooling 'none': no text would be read.")
+            raise UserError(
+                "text.attend is off and text.pooling is 'none', so no text would be read; turn "
+                "attend on, or set pooling."
+            )
 
 
 class TextCondition(nn.Module):

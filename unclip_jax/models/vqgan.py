@@ -47,7 +47,7 @@ class VqganConfig:
             if not 0 <= level < len(self.multiples):
                 raise UserError(
                     f"{where}.attention_at holds {level}; there are levels 0 to "
-                    f"{len(self.multiples) - 1}."
+                    f"{len(self.multiples) - 1}. Name some of these."
                 )
 
 

@@ -134,7 +134,7 @@ def split_tasks(spec: PlanSpec, *, split: str, config: ImportConfig) -> SplitTas
     """
     remote = find_remote(spec.inputs) if isinstance(spec, FileSpec) else None
     if remote and config.shards:
-        raise UserError("--shards is for local inputs; archives at URLs are cut by --shard-mb.")
+        raise UserError("--shards is for local inputs; for archives at URLs use --shard-mb.")
     if isinstance(spec, FileSpec) and not config.shards:
         archives = remote or find_archives(spec.inputs)
         if config.index and not _are_tars(archives):

@@ -113,7 +113,7 @@ def read(
         if value is not None
     }
     for key in checked.keys() & OF_SERVER:
-        raise UserError(f"{name} has no {key!r}.")
+        raise UserError(f"{name} has no {key!r}; leave it out.")
     request = request_fields.build(cls, {**checked, **(of_server or {})}, name=name)
     if request.image_count > limits.images:
         raise UserError(

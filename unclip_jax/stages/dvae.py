@@ -55,7 +55,8 @@ class GumbelConfig:
         if self.temperature > self.temperature_start:
             raise UserError(
                 f"{where}.temperature is {self.temperature}, above temperature_start = "
-                f"{self.temperature_start}; relaxed codes approach hard ones as it falls."
+                f"{self.temperature_start}; set it lower, as relaxed codes approach hard ones when "
+                "the temperature falls."
             )
 
     def at(self, step: Int[Array, ""] | int) -> dict[str, Float[Array, ""]]:
@@ -95,7 +96,7 @@ class DvaeStageConfig:
         if self.model.out_channels != maps:
             raise UserError(
                 f"config.model.reconstruction {self.reconstruction!r} needs {maps} maps, but "
-                f"config.model.model.out_channels is {self.model.out_channels}."
+                f"config.model.model.out_channels is {self.model.out_channels}; set it to {maps}."
             )
         if self.model.quantizer == "fsq":
             Levels(self.model.levels)

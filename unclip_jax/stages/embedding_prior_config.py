@@ -57,7 +57,8 @@ class EmbeddingPriorStageConfig:
             in_range(f"config.model.{name}", getattr(self, name), 0.0, 1.0)
         if self.method == "ridge" and not self.model.ridge:
             raise UserError(
-                "config.model.method is 'ridge', but config.model.model.ridge is False."
+                "config.model.method is 'ridge', but config.model.model.ridge is False; set it to "
+                "True, or choose another method."
             )
         if self.method != "mlp" and self.model.ridge:
             linear_fit.check_size(self.features, math.prod(self.model.target))
@@ -72,7 +73,10 @@ class EmbeddingPriorStageConfig:
                 "of this project; set config.model.encoder.width to 0."
             )
         if self.encoder.width and not self.encoded_features:
-            raise UserError("config.model.encoder encodes vectors, and no condition is a vector.")
+            raise UserError(
+                "config.model.encoder encodes vectors, and no condition is a vector; set "
+                "config.model.encoder.width to 0."
+            )
         if self.method == "autoregressive":
             self._check_codes()
         self.check_guidance(self.sampling)
@@ -139,7 +143,9 @@ class EmbeddingPriorStageConfig:
             UserError: `drop_all` is 0 and the scale is not 1, or the method is a regression.
         """
         if not self.generative and sampling.guidance_scale != 1.0:
-            raise UserError(f"guidance_scale is for priors, not for method {self.method!r}.")
+            raise UserError(
+                f"guidance_scale is for priors, not for method {self.method!r}; leave it out."
+            )
         self.diffusion.check_sampling(sampling)
         gaussian.check_guidance(
             sampling.guidance_scale, drops={"config.model.drop_all": self.drop_all}

@@ -96,7 +96,9 @@ def published(description: dict[str, Any], *, where: str) -> dict[str, Any]:
     ends = (description.get("post_processor") or {}).get("special_tokens") or {}
     fits = ends.get(END, {}).get("ids") == [1] and {*hidden} <= names.keys()
     if model.get("type") != "Unigram" or len(spare) != SPARE or not fits:
-        raise UserError(f"the tokenizer in {where} is no T5's; it cannot be written as one.")
+        raise UserError(
+            f"the tokenizer in {where} is not T5's, so it cannot be written as one; give T5's."
+        )
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     added = [{"id": i, "content": names[i], **plain, "special": True} for i in hidden]
     for i in hidden:

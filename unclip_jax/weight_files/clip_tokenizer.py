@@ -44,7 +44,9 @@ def write(folder: pathlib.Path, out: pathlib.Path, *, context: int) -> None:
 def _vocabulary(description: dict[str, Any], folder: pathlib.Path) -> dict[str, int]:
     vocab = description.get("model", {}).get("vocab")
     if not isinstance(vocab, dict):
-        raise UserError(f"{folder} holds no byte-pair tokenizer; expected one of CLIP's kind.")
+        raise UserError(
+            f"{folder} holds no byte-pair tokenizer; expected one of CLIP's kind. Give its folder."
+        )
     added = {token["content"]: token["id"] for token in description.get("added_tokens", [])}
     return {**vocab, **added}
 

@@ -187,7 +187,9 @@ def _safetensors(path: pathlib.Path) -> TensorSource:
         except (KeyError, TypeError, ValueError) as error:  # a type that NumPy lacks
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{path} holds {name} in a form that is not read ({error}).") from None
+            raise UserError(
+                f"{path} holds {name} in a form that cannot be read ({error}); save it as float32."
+            ) from None
 
     with opened() as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
