@@ -109,6 +109,8 @@ def original(tmp_path_factory):
 def converted(original, tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     assert importing.convert([original[0]], out) == ["dvae"]
+    with pytest.raises(UserError, match="has dvae already, .* give another --out"):
+        importing.convert([original[0]], out)
     return load_dvae(out / "dvae" / "export")
 
 

@@ -77,16 +77,12 @@ READ = (
 
 def is_pipeline(folder: pathlib.Path) -> bool:
     """True if `folder` is a pipeline directory of stage I or II."""
-    return karlo.is_pipeline(folder) and _name(folder) in (BASE, SUPER_RES)
+    return name_of(folder) in (BASE, SUPER_RES)
 
 
-def is_first(folder: pathlib.Path) -> bool:
-    """True if `folder` is a pipeline directory of stage I."""
-    return karlo.is_pipeline(folder) and _name(folder) == BASE
-
-
-def _name(folder: pathlib.Path) -> Any:
-    return read_json(folder / INDEX).get("_class_name")
+def name_of(folder: pathlib.Path) -> Any:
+    """Returns the class of a pipeline directory; None for other folders."""
+    return read_json(folder / INDEX).get("_class_name") if karlo.is_pipeline(folder) else None
 
 
 def read_stages(
@@ -103,10 +99,10 @@ def read_stages(
             raise UserError(
                 f"{folder} is not a stage of DeepFloyd IF; give its stages I and II alone."
             )
-        if pipelines.setdefault(_name(folder), folder) != folder:
+        if pipelines.setdefault(name_of(folder), folder) != folder:
             raise UserError(
-                f"{pipelines[_name(folder)]} and {folder} are both {_name(folder)}; give one of "
-                "each stage."
+                f"{pipelines[name_of(folder)]} and {folder} are both {name_of(folder)}; give one "
+                "of each stage."
             )
     converted, text = [], _component(folders, "text_encoder")
     if "text_encoder" in stages:
@@ -152,13 +148,13 @@ def chain_of(folder: pathlib.Path) -> list[pathlib.Path]:
         UserError: `folder` is stage II.
     """
     beside = [path for path in sorted(folder.parent.iterdir()) if is_pipeline(path)]
-    if _name(folder) == SUPER_RES:
-        first = next((path for path in beside if _name(path) == BASE), "IF-I-XL-v1.0")
+    if name_of(folder) == SUPER_RES:
+        first = next((path for path in beside if name_of(path) == BASE), "IF-I-XL-v1.0")
         raise UserError(
             f"{folder} is stage II of DeepFloyd IF, which enlarges the images of stage I; convert "
             f"both with `{together(first, folder)}` and give --models=RUN."
         )
-    return [folder, *[path for path in beside if _name(path) == SUPER_RES][:1]]
+    return [folder, *[path for path in beside if name_of(path) == SUPER_RES][:1]]
 
 
 def _component(folders: Sequence[pathlib.Path], name: str) -> pathlib.Path:

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from unclip_jax.convert import (
     clip_text_encoder,
@@ -28,6 +28,7 @@ from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.config import as_dict, build, check_limits
 from unclip_jax.core.files import write_atomically
 from unclip_jax.handoff.load import read_manifest
+from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.stages.registry import stage_entry
 from unclip_jax.tokenization import caption_tokenizer
 from unclip_jax.weight_files.tensor_source import read_json
@@ -113,18 +114,9 @@ def convert(
     _check_vocabulary(parts, tokenizer, folder)
     clip_id = _clip_of(options.clip, parts, tokenizer) if options.clip else None
     named = ", ".join(source.resolve().name for source in sources)
-    with tempfile.TemporaryDirectory() as scratch:
-        tokenizer.save(scratch)
-        written = write_run(
-            parts,
-            out,
-            tokenizer_dir=pathlib.Path(scratch),
-            tokenizer_hash=tokenizer.hash,
-            origin=Provenance(data=f"converted from {named}", licence=licence),
-            clip_id=clip_id,
-            dtype=options.dtype,
-            begin=begin,
-        )
+    origin = Provenance(data=f"converted from {named}", licence=licence)
+    more = {"clip_id": clip_id, "dtype": options.dtype, "begin": begin}
+    written = _write(parts, out, tokenizer=tokenizer, origin=origin, **more)
     if lower and (replace or not (out / README).exists()):
         write_atomically(out / README, import_card(written, source=named))
     if lower and (missing := deepfloyd.missing_stage(sources, list(written))):
@@ -247,27 +239,30 @@ def _convert_codes(
     """Writes a discrete VAE, which reads no captions, and possibly a transformer, which does."""
     parts, licence, tokenizer_dir = codes
     _check_whole(options, sources[0], names=[part.name for part in parts])
-    existing = [part.name for part in parts if (out / part.name).exists()]
-    if existing and not replace:
-        raise UserError(
-            f"{out} has {', '.join(existing)} already; give another --out, or remove it."
-        )
+    if not replace:
+        _check_absent(parts, out)
     named = ", ".join(source.resolve().name for source in sources)
     tokenizer = caption_tokenizer.load(tokenizer_dir) if tokenizer_dir else None
     parts = [_typed(part, options.dtype) for part in parts]
+    if tokenizer_dir and tokenizer:
+        _check_vocabulary(parts, tokenizer, tokenizer_dir)
+    origin = Provenance(data=f"converted from {named}", licence=options.licence or licence)
+    return [*_write(parts, out, tokenizer=tokenizer, origin=origin, dtype=options.dtype)]
+
+
+def _write(
+    parts: Sequence[ConvertedStage],
+    out: pathlib.Path,
+    *,
+    tokenizer: caption_tokenizer.Tokenizer | None,
+    **options: Any,
+) -> dict[str, Manifest]:
+    """Writes stages, with the tokenizer that they read; `options` are those of `write_run`."""
     with tempfile.TemporaryDirectory() as scratch:
         if tokenizer is not None:
             tokenizer.save(scratch)
-            _check_vocabulary(parts, tokenizer, pathlib.Path(str(tokenizer_dir)))
-        written = write_run(
-            parts,
-            out,
-            tokenizer_dir=pathlib.Path(scratch),
-            tokenizer_hash=tokenizer.hash if tokenizer else "",
-            origin=Provenance(data=f"converted from {named}", licence=options.licence or licence),
-            dtype=options.dtype,
-        )
-    return list(written)
+        options["tokenizer_hash"] = tokenizer.hash if tokenizer else ""
+        return write_run(parts, out, tokenizer_dir=pathlib.Path(scratch), **options)
 
 
 def _check_vocabulary(

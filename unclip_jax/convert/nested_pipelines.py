@@ -36,7 +36,7 @@ def sources_of(folder: pathlib.Path) -> list[pathlib.Path]:
     if not inside:
         return [folder]
     beside = all(path.parent == folder and deepfloyd.is_pipeline(path) for path in inside)
-    first = [path for path in inside if deepfloyd.is_first(path)]
+    first = [path for path in inside if deepfloyd.name_of(path) == deepfloyd.BASE]
     if beside and len(first) == 1:
         return deepfloyd.chain_of(first[0])
     one = len(inside) == 1
