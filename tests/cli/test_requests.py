@@ -344,18 +344,18 @@ def test_a_record_is_repeated_with_the_images_of_its_request(tmp_path, key):
     record = {"command": "upscale", "request": {"images": ["one.png"]}, "inputs": [{key: digest}]}
     path = tmp_path / "record.json"
     path.write_text(json.dumps(record))
-    assert request_flags.from_record(path).request.images[0].sha256 == digest
+    assert request_flags.from_result(path).request.images[0].sha256 == digest
     Image.new("RGB", (8, 8), "blue").save(tmp_path / "one.png")
     with pytest.raises(UserError, match=r"one.png is not the image that .*record.json was made"):
-        request_flags.from_record(path)
+        request_flags.from_result(path)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "cannot read .*no.json: No such file"),
-        ("{", "no.json is not a record of a request"),
-        ('{"command": "text"}', "no.json is not a record of a request"),
+        ("{", "no.json is not the JSON of a result"),
+        ('{"command": "text"}', "no.json is not the JSON of a result"),
         ('{"command": "text", "request": {"sed": 1}}', "text has no 'sed'. Did you mean 'seed'"),
     ],
 )

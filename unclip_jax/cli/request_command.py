@@ -72,19 +72,19 @@ def parsers() -> dict[str, Parser]:
 def parser(command: str = TextRequest.name) -> Parser:
     """Returns the parser of a command."""
     if command == REPEAT:
-        parser = Parser(f"sample {REPEAT}", description="Repeat the request of a record.")
-        parser.add_argument("record", type=pathlib.Path, help="the JSON beside earlier images")
+        parser = Parser(f"sample {REPEAT}", description="Repeat the request of an earlier result.")
+        parser.add_argument("result", type=pathlib.Path, help="the JSON beside its images")
     else:
         request, is_text = REQUESTS[command], command == TextRequest.name
         others = "\n".join(f"  {name:12} {each.summary}" for name, each in REQUESTS.items())
-        others += f"\n  {REPEAT:12} Repeat the request of a record."
+        others += f"\n  {REPEAT:12} Repeat the request of an earlier result."
         listed = {"epilog": f"commands (each has its own --help):\n{others}"} if is_text else {}
         name = "sample" if is_text else f"sample {command}"
         parser = Parser(name, description=request.summary, **listed)
         request_flags.add_fields(parser, request)
     flags.add_models(parser, public=True)
     default = None if command == REPEAT else "prior"
-    origin = "; default: that of the record" if command == REPEAT else ""
+    origin = "; default: that of the result" if command == REPEAT else ""
     flags.add_prior(parser, default=default, note=origin)
     out = "samples.png" if command == TextRequest.name else f"{command}.png"
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(out), help="file to write")
@@ -128,7 +128,7 @@ def parse(command: str, args: argparse.Namespace) -> tuple[Request, RunOptions]:
         guide=getattr(args, "guide", None),
     )
     if command == REPEAT:
-        request, prior = request_flags.from_record(args.record)
+        request, prior = request_flags.from_result(args.result)
         return request, dataclasses.replace(setting, prior=args.prior or prior or "prior")
     if command == TextRequest.name:
         args.captions = caption_files.resolve(args.captions, args.captions_file)

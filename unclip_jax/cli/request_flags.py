@@ -53,33 +53,32 @@ def values(args: argparse.Namespace, request: type[Request]) -> dict[str, Any]:
     return result
 
 
-class RecordedRequest(NamedTuple):
-    """A request read from a record, and the prior that ran it (None in a chain without one)."""
+class StoredRequest(NamedTuple):
+    """A request of an earlier result, and the prior that ran it (None in a chain without one)."""
 
     request: Request
     prior: str | None
 
 
-def from_record(path: pathlib.Path) -> RecordedRequest:
-    """Reads the request of a record that an earlier result wrote.
+def from_result(path: pathlib.Path) -> StoredRequest:
+    """Reads the request from the JSON of an earlier result.
 
-    Images of the record are searched beside it, then in the current directory.
+    Its images are searched beside the file, then in the current directory.
 
     Raises:
-        UserError: the file is not a record, or its images are missing.
+        UserError: the file is not the JSON of a result, or images are missing.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        name, stored = record["command"], record["request"]
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        name, values = stored["command"], dict(stored["request"])
         request = REQUESTS[name]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path.") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is not a record of a request ({type(error).__name__}: {error}); give the JSON "
+            f"{path} is not the JSON of a result ({type(error).__name__}: {error}); give the JSON "
             "that was written beside the images."
         ) from None
-    values = dict(stored)
     for field in request_fields.fields(request).values():
         if field.scalar == "image" and values.get(field.name):
             names = values[field.name]
@@ -87,24 +86,24 @@ def from_record(path: pathlib.Path) -> RecordedRequest:
                 [_beside(path, name) for name in names] if field.many else _beside(path, names)
             )
     built = request_fields.build(request, values, name=name)
-    _check_inputs(built, record, path)
-    return RecordedRequest(built, record.get("prior"))
+    _check_inputs(built, stored, path)
+    return StoredRequest(built, stored.get("prior"))
 
 
-def _check_inputs(request: Request, record: dict[str, Any], path: pathlib.Path) -> None:
-    """Rejects images whose content differs from those of the record.
+def _check_inputs(request: Request, stored: dict[str, Any], path: pathlib.Path) -> None:
+    """Rejects images whose content differs from that of the inputs of the earlier result.
 
     Raises:
-        UserError: naming the image.
+        UserError: an image differs; names it.
     """
-    recorded = {entry.get("sha256", entry.get("source")) for entry in record.get("inputs", ())}
+    digests = {entry.get("sha256", entry.get("source")) for entry in stored.get("inputs", ())}
     for field in request_fields.fields(request).values():
         value = getattr(request, field.name) if field.scalar == "image" else None
         for image in value if field.many and value else (value,):
-            if isinstance(image, InputImage) and image.sha256 not in recorded:
+            if isinstance(image, InputImage) and image.sha256 not in digests:
                 raise UserError(
                     f"{image.path} is not the image that {path} was made with; put that one beside "
-                    "the record, or run the command anew."
+                    "the JSON, or run the original command again."
                 )
 
 
@@ -174,6 +173,6 @@ def _weighted(field: RequestField, pairs: Sequence[Sequence[str]]) -> tuple[list
     return items, weights
 
 
-def _beside(record: pathlib.Path, name: str) -> str:
-    path = record.parent / name
+def _beside(result: pathlib.Path, name: str) -> str:
+    path = result.parent / name
     return str(path) if path.is_file() else name

@@ -47,30 +47,30 @@ def build(cls: type[T], mapping: Mapping[str, Any], *, where: str) -> T:
     return cls(**values)
 
 
-def as_dict(record: Any) -> Any:
+def as_dict(tree: Any) -> Any:
     """Converts dataclasses to JSON-ready dicts (tuples become lists), the inverse of `build`."""
-    if dataclasses.is_dataclass(record) and not isinstance(record, type):
-        return {f.name: as_dict(getattr(record, f.name)) for f in dataclasses.fields(record)}
-    if isinstance(record, (list, tuple)):
-        return [as_dict(item) for item in record]
-    if isinstance(record, Mapping):
-        return {key: as_dict(value) for key, value in record.items()}
-    return record
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        return {f.name: as_dict(getattr(tree, f.name)) for f in dataclasses.fields(tree)}
+    if isinstance(tree, (list, tuple)):
+        return [as_dict(item) for item in tree]
+    if isinstance(tree, Mapping):
+        return {key: as_dict(value) for key, value in tree.items()}
+    return tree
 
 
-def check_limits(record: Any, *, where: str) -> Any:
+def check_limits(config: Any, *, where: str) -> Any:
     """Rejects a config with sizes that no network has, before anything is built from it.
 
     Args:
-        record: a dataclass of configs.
-        where: dotted path of the record, for messages.
+        config: the config, a dataclass.
+        where: dotted path of the config in messages.
 
     Raises:
         UserError: naming an integer that is negative or beyond `LARGEST`, a number that is not
             finite, or a list of too many integers.
     """
-    for field in dataclasses.fields(record):
-        value, path = getattr(record, field.name), f"{where}.{field.name}"
+    for field in dataclasses.fields(config):
+        value, path = getattr(config, field.name), f"{where}.{field.name}"
         if dataclasses.is_dataclass(value):
             check_limits(value, where=path)
         numbers = value if isinstance(value, tuple) else (value,)
@@ -82,7 +82,7 @@ def check_limits(record: Any, *, where: str) -> Any:
                 in_range(path, number, 0, most)
         if len(numbers) > MAX_INTEGERS and isinstance(numbers[0], int):
             raise UserError(f"{path} has {len(numbers)} numbers; expected at most {MAX_INTEGERS}.")
-    return record
+    return config
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

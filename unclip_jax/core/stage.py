@@ -1,4 +1,4 @@
-"""The `Stage` record: the interface between the training loop and the stages."""
+"""The `Stage` dataclass: the interface between the training loop and the stages."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping

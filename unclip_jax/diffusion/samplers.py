@@ -32,7 +32,7 @@ VARIANCES = ("small", "large", "mix", "learned_range", "table")
 class StepTable(NamedTuple):
     """The numbers of a chain: one row per evaluation of the network, most noise first.
 
-    A table holds NumPy arrays; inside the scan the same record holds the scalars of one row. x
+    A table holds NumPy arrays; inside the scan the same class holds the scalars of one row. x
     enters a row at the level (signal_t, noise_t), where the network is evaluated, and leaves it at
     (signal_s, noise_s), which is where the next row begins.
 

@@ -2,7 +2,7 @@
 
 Every request is a dataclass (requests.py), whose fields request_fields.py describes.
 `InferenceEngine` (inference_engine.py) loads a cascade and runs a request by the module of its name
-in handlers/, which returns images with their record (result.py). Start at requests.py, then
+in handlers/, which returns images with their provenance (result.py). Start at requests.py, then
 inference_engine.py and handlers/text.py.
 """
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.engine import request_fields
-from unclip_jax.engine.handlers import records
+from unclip_jax.engine.handlers import results
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.engine.request_base import Request
 from unclip_jax.engine.requests import TextRequest
@@ -24,7 +24,7 @@ class BundleEngine:
     """A bundle behind the part of the interface of `InferenceEngine` that samples captions."""
 
     def __init__(self, bundle: Bundle, *, name: str = ""):
-        """Wraps a bundle; records name its models `name`."""
+        """Wraps a bundle; `name` is the name of its models in the provenance of results."""
         self.bundle, self.name = bundle, name
 
     def run(self, request: Request, *, progress: ProgressCallback | None = None) -> Result:
@@ -49,7 +49,7 @@ class BundleEngine:
                     "fixes it; leave it out, write another bundle, or open the run directory."
                 )
         captions = [caption for caption in request.captions for _ in range(request.num)]
-        record = records.describe(
+        record = results.describe(
             request,
             models={"path": self.name, **self.describe()},
             labels=captions,

@@ -24,7 +24,7 @@ class InputImage(NamedTuple):
         pixels: uint8 RGB, upright.
         name: file name, for labels.
         sha256: digest of the file.
-        path: path of the file as the user wrote it, for records; `name` if there is no file.
+        path: path of the file as the user wrote it, for provenance; `name` without a file.
     """
 
     pixels: UInt8[np.ndarray, "_ _ 3"]
@@ -39,7 +39,7 @@ class EncodedImage(NamedTuple):
     Attributes:
         latent: a `latents.Latent`, a batch of one.
         origin: its `latents.LatentOrigin`: the models and the chain that it belongs to.
-        path: path of its file as the user wrote it, for records; the image's name without a file.
+        path: path of its file as the user wrote it, for provenance; the image's name without one.
     """
 
     latent: Any

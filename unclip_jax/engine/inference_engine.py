@@ -63,7 +63,7 @@ class InferenceEngine:
         Args:
             loaded: the models.
             batch: images per batch.
-            name: name of the models, for records.
+            name: name of the models, for the provenance of results.
         """
         self.loaded, self.name = loaded, name
         self.cascade = loaded.cascade
@@ -158,7 +158,7 @@ class InferenceEngine:
         return tuple(map(export.params_id, self.cascade.upsampler_params(self.loaded.params)))
 
     def describe(self) -> dict[str, Any]:
-        """Identities and sizes of the models, JSON-ready, for the record of every result."""
+        """Identities and sizes of the models, JSON-ready, for the provenance of results."""
         names = ("size", "step", "parameters", "image_size", "created", "code_version")
         stages = {
             stage: {name: getattr(manifest, name) for name in names}

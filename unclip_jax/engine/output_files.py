@@ -38,7 +38,7 @@ def check(path: pathlib.Path) -> None:
 
 
 def earlier(path: pathlib.Path) -> list[str]:
-    """Returns the files that the record beside `path` lists, relative to its folder."""
+    """Returns the files that the JSON beside `path` lists, relative to its folder."""
     images = [f"{path.stem}/{name}" for name in listed(path.with_suffix("")) or []]
     latents = [f"{name.removesuffix('.png')}.npz" for name in images]
     animations = [f"{path.stem}.{kind}" for kind in ("gif", "webp")] if images else []
@@ -46,9 +46,9 @@ def earlier(path: pathlib.Path) -> list[str]:
 
 
 def listed(folder: pathlib.Path) -> list[str] | None:
-    """Returns the image names that the record beside a folder lists; None without a record.
+    """Returns the image names that the JSON beside a folder lists; None without this file.
 
-    Records are untrusted: names that no result has are left out.
+    The file is untrusted: names that no result has are left out.
     """
     try:
         record = json.loads(folder.with_name(f"{folder.name}.json").read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""The result of a request: images, their display and files, and a record to repeat the request."""
+"""The result of a request: images, their display and files, and provenance to repeat it."""
 
 import dataclasses
 import io
@@ -26,12 +26,12 @@ Images = UInt8[np.ndarray, " n h w 3"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Result:
-    """Generated images with labels and a record.
+    """Generated images with labels and their provenance.
 
     Attributes:
         images: in order, at full size.
         labels: one per panel.
-        record: JSON-ready; holds the request, the models and the inputs.
+        record: provenance of the images, JSON-ready: the request, the models and the inputs.
         panels: images for display, which may include originals and previews; None = `images`.
         columns: panels per row; None = as close to a square as possible.
         z_img: the CLIP image embeddings from which `images` were generated, if any.
@@ -84,8 +84,9 @@ class Result:
         """Returns the content of every file of the result by its name.
 
         Args:
-            stem: STEM.png is the labelled grid, STEM.json the record, STEM/0000.png and so on the
-                panels, STEM/0000.npz and so on the latents, STEM.gif or STEM.webp the animation.
+            stem: STEM.png is the labelled grid, STEM.json the provenance, STEM/0000.png and so on
+                the panels, STEM/0000.npz and so on the latents, STEM.gif or STEM.webp the
+                animation.
         """
         names = [f"{stem}/{index:04d}" for index in range(len(self.display))]
         record = {**self.record, "images": [f"{name}.png" for name in names]}
@@ -103,14 +104,14 @@ class Result:
         """Writes all `files` beside `path`; of several processes only the first one does.
 
         Files of an earlier result there are removed, so that the folder contains exactly the images
-        that the record lists.
+        that the JSON lists.
 
         Args:
             path: path of the labelled grid; ends in .png.
 
         Raises:
-            UserError: another suffix, files that cannot be written, or images in the folder that no
-                record lists.
+            UserError: the suffix is another, files cannot be written, or the folder contains images
+                that the JSON of an earlier result does not list.
         """
         path = pathlib.Path(path)
         if jax.process_index() > 0:

@@ -213,7 +213,7 @@ def _from_folder(path: pathlib.Path, *, size: int | None, num: int | None) -> Im
             raise UserError(f"{path}: {printable(item.key)}: {item.skip}; repair or remove it.")
     entries = [item for item in listing.items if isinstance(item.image, items.Blob)]
     if (listed := output_files.listed(path)) is not None:
-        entries = _of_record(entries, listed, path)
+        entries = _of_result(entries, listed, path)
     if not entries:
         kinds = ", ".join(image_codec.FORMATS)
         raise UserError(f"{path} holds no image ({kinds}); give another folder.")
@@ -235,10 +235,10 @@ def _from_folder(path: pathlib.Path, *, size: int | None, num: int | None) -> Im
     return dataclasses.replace(images, lossy=bool(suffixes & set(LOSSY)))
 
 
-def _of_record(
+def _of_result(
     entries: list[items.Item], listed: list[str], path: pathlib.Path
 ) -> list[items.Item]:
-    """Returns the images of a folder that the record beside it lists, in its order."""
+    """Returns the images of a folder that the JSON beside it lists, in its order."""
     by_path = {
         pathlib.Path(item.image.path): item
         for item in entries

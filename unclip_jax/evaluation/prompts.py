@@ -53,7 +53,7 @@ class PromptsConfig:
 
     Attributes:
         prompts: in order; see `read`.
-        source: name of their file, for the record.
+        source: name of their file, for the result.
         sampling: how the images are sampled.
         images: images per prompt.
     """

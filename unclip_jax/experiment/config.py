@@ -170,7 +170,7 @@ class Experiment:
         return stage_entry(self.stage)
 
     def build_stage(self) -> Stage:
-        """Returns the stage record of this experiment."""
+        """Returns the `Stage` of this experiment."""
         if self.distill is not None:
             return distillation.make(self.entry, self.model, self.distill)
         return self.entry.make(self.model)

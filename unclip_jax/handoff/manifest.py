@@ -60,7 +60,7 @@ class Manifest:
         parameters: number of scalars; `write_export` fills it in.
         code_version: version of unclip_jax that wrote the export.
         created: ISO date.
-        format_version: version of this record.
+        format_version: version of this format.
     """
 
     stage: str
@@ -112,7 +112,7 @@ def to_json(manifest: Manifest, files: Mapping[str, str] | None = None) -> str:
     """Returns the manifest as indented JSON text with its digest, ending in a newline.
 
     Args:
-        manifest: the record.
+        manifest: the manifest.
         files: digest of every other file of the export, by its path.
 
     Raises:

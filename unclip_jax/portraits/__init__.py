@@ -1,9 +1,9 @@
 """portraits: the second procedural world, flat cartoon portraits, as pure functions.
 
-Holds the vocabulary (parts, palettes, held-out pairs), the records of portraits and of the content
-of captions, the grammar of captions in both directions, the artwork, which is this project's own
-and drawn by code, and the NumPy renderer. All of it depends on (split, seed, index) alone, without
-files and JAX. PNG encoding and data sets are in `data.portraits`, the checker is
+Contains the vocabulary (parts, palettes, held-out pairs), the dataclasses of portraits and of the
+content of captions, the grammar of captions in both directions, the artwork, which is this
+project's own and drawn by code, and the NumPy renderer. Everything depends only on (split, seed,
+index), without files and JAX. PNG encoding and data sets are in `data.portraits`, the checker is
 `metrics.portraits_checker`. Start at vocabulary.py, then scene.py, then world.py.
 """
 

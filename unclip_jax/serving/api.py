@@ -144,7 +144,7 @@ class Api:
         return json_response(await anyio.to_thread.run_sync(lambda: stored.response))
 
     async def archive(self, request: Request) -> Response:
-        """A ZIP of the images, the uploads and the record."""
+        """A ZIP of the images, the uploads and the JSON of the result."""
         stored = self._finished(request)
         content = await anyio.to_thread.run_sync(lambda: stored.archive)
         return Response(content, media_type="application/zip")

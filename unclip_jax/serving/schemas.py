@@ -32,7 +32,7 @@ _OTHER_PATHS = (
     ("jobs/{job}", "get", "The state of a job."),
     ("jobs/{job}", "delete", "Cancel a job and forget it."),
     ("jobs/{job}/result", "get", "The images of a job that is done."),
-    ("jobs/{job}/archive", "get", "A ZIP of the images, the uploads and the record."),
+    ("jobs/{job}/archive", "get", "A ZIP of the images, the uploads and the JSON of the result."),
 )
 
 
@@ -70,7 +70,7 @@ class Submission(NamedTuple):
 
     Attributes:
         request: the request.
-        files: uploads by the names under which the request's record refers to them.
+        files: uploads by the names under which the result refers to them.
     """
 
     request: Request

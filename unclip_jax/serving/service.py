@@ -24,7 +24,7 @@ class ServedResult:
     """A result with its uploads.
 
     Attributes:
-        result: the images and their record.
+        result: the images and their provenance.
         uploads: files by name.
     """
 
@@ -32,7 +32,7 @@ class ServedResult:
     uploads: Mapping[str, bytes]
 
     def archive(self) -> bytes:
-        """Returns a ZIP of everything; `sample repeat` runs the record in it again."""
+        """Returns a ZIP of everything; `sample repeat` can repeat its request."""
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
             files = {**self.uploads, **self.result.files(self.result.record["command"])}
@@ -57,7 +57,7 @@ class InferenceService:
 
         Args:
             engine: the models.
-            name: name of the models in records.
+            name: name of the models in the provenance of results.
             limits: limits of a request; None = the default ones.
             folder: folder of the models, whose path is removed from responses; None = unknown.
             embeddings: a split that `embed` wrote, for `probe-pca`; None = `probe-pca` is rejected.

@@ -5,7 +5,7 @@ import numpy as np
 
 from unclip_jax.editing import edits
 from unclip_jax.editing.latents import Latent
-from unclip_jax.engine.handlers import encoding, records
+from unclip_jax.engine.handlers import encoding, results
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.engine.requests import BlendRequest
 from unclip_jax.engine.result import Result
@@ -37,7 +37,7 @@ def run(engine: InferenceEngine, request: BlendRequest) -> Result:
     label = " + ".join(
         f"{weight / sum(weights):.2f} {name}" for weight, name in zip(weights, names, strict=True)
     )
-    return records.result(
+    return results.build(
         engine,
         request,
         engine.decode(batch).images,

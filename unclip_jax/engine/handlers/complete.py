@@ -9,7 +9,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.data import image_codec
 from unclip_jax.engine import image_inputs
-from unclip_jax.engine.handlers import records
+from unclip_jax.engine.handlers import results
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.engine.requests import CompleteRequest
 from unclip_jax.engine.result import Result
@@ -54,7 +54,7 @@ def run(engine: InferenceEngine, request: CompleteRequest) -> Result:
     )
     images = to_uint8(np.asarray(engine.runner.run(sample, inputs, "complete")))
     facts = {"kept_rows": rows, "kept_columns": columns, "sampling": dataclasses.asdict(sampling)}
-    result = records.result(
+    result = results.build(
         engine, request, images, labels=[caption] * count, inputs=[image], facts=facts
     )
     note = f"kept {rows} rows and {columns} columns of {grid} x {grid} codes"

@@ -6,7 +6,7 @@ import numpy as np
 from unclip_jax.editing import edits
 from unclip_jax.editing.latents import Latent
 from unclip_jax.engine import image_inputs
-from unclip_jax.engine.handlers import encoding, records
+from unclip_jax.engine.handlers import encoding, results
 from unclip_jax.engine.image_inputs import InputImage
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.engine.requests import InpaintRequest
@@ -42,7 +42,7 @@ def run(engine: InferenceEngine, request: InpaintRequest) -> Result:
     filled = edits.composite(
         images, image_inputs.square(image, size), mask=image_inputs.mask_square(mask, size)
     )
-    return records.result(
+    return results.build(
         engine,
         request,
         filled,

@@ -3,7 +3,7 @@
 import numpy as np
 
 from unclip_jax.editing import edits
-from unclip_jax.engine.handlers import encoding, records
+from unclip_jax.engine.handlers import encoding, results
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.engine.requests import InterpolateRequest
 from unclip_jax.engine.result import Result
@@ -16,7 +16,7 @@ def run(engine: InferenceEngine, request: InterpolateRequest) -> Result:
     noise = engine.initial_noise(seed=request.seed, indices=[0]) if shared else None
     path = edits.interpolate(encoding.joined(encoded), frames=request.frames, x_T=noise)
     batch = encoding.decode_batch(request, path.latent, caption=encoding.caption_of(encoded))
-    return records.result(
+    return results.build(
         engine,
         request,
         engine.decode(batch).images,

@@ -10,7 +10,7 @@ from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.editing import pca_probe
 from unclip_jax.editing.latents import Latent
 from unclip_jax.engine import image_inputs
-from unclip_jax.engine.handlers import encoding, records
+from unclip_jax.engine.handlers import encoding, results
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.engine.requests import PcaProbeRequest
 from unclip_jax.engine.result import Result
@@ -38,7 +38,7 @@ def run(engine: InferenceEngine, request: PcaProbeRequest) -> Result:
     noise = engine.initial_noise(seed=request.seed, indices=[0])
     latent = Latent(jnp.asarray(rows), jnp.repeat(noise, len(rows), axis=0))
     share = np.cumsum(pca.variance) / pca.variance.sum()
-    return records.result(
+    return results.build(
         engine,
         request,
         engine.decode(encoding.decode_batch(request, latent, caption=None)).images,

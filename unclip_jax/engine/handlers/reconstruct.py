@@ -3,7 +3,7 @@
 import numpy as np
 
 from unclip_jax.engine import image_inputs
-from unclip_jax.engine.handlers import encoding, records
+from unclip_jax.engine.handlers import encoding, results
 from unclip_jax.engine.image_inputs import InputImage
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.engine.requests import ReconstructRequest
@@ -27,7 +27,7 @@ def run(engine: InferenceEngine, request: ReconstructRequest) -> Result:
             error = f": {errors[-1]:.1f} dB"
         panels.append(reconstruction)
         labels.append(f"reconstruction of {latent_of.origin.name}{error}")
-    return records.result(
+    return results.build(
         engine,
         request,
         decoded,

@@ -19,7 +19,7 @@ from unclip_jax.diffusion import guidance_schedule
 from unclip_jax.editing.latents import Latent
 from unclip_jax.engine import caption_notes
 from unclip_jax.engine.decode_batch import DecodeBatch, DecodedImages
-from unclip_jax.engine.handlers import records
+from unclip_jax.engine.handlers import results
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.engine.request_base import check_negative
 from unclip_jax.engine.requests import TextRequest
@@ -54,7 +54,7 @@ def run(engine: InferenceEngine, request: TextRequest) -> Result:
     else:
         output = engine.sample_cascade(captions, seed=request.seed, options=options)
         z_img, images = output.z_img, to_uint8(np.asarray(output.images))
-    return records.result(
+    return results.build(
         engine,
         request,
         images,
@@ -71,7 +71,7 @@ def run_by_stage(files: CascadeFiles, request: TextRequest, *, batch: int, name:
         files: the models, not yet loaded.
         request: without `best_of` and the settings that `TextRequest.stepwise` checks.
         batch: images per batch.
-        name: name of the models, for the record.
+        name: name of the models, for the provenance.
 
     Raises:
         UserError: the request has one of these settings, or there are several processes.
@@ -87,7 +87,7 @@ def run_by_stage(files: CascadeFiles, request: TextRequest, *, batch: int, name:
     images = batch_sampling.sample_by_stage(
         files, captions, seed=request.seed, options=options, batch_size=batch
     )
-    record = records.describe(
+    record = results.describe(
         request,
         models={"path": name},
         labels=captions,

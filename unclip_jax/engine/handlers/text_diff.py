@@ -9,7 +9,7 @@ from unclip_jax.editing.ddpm_latents import MapOptions
 from unclip_jax.editing.latents import Latent
 from unclip_jax.engine import inverted_images
 from unclip_jax.engine.decode_batch import Conditioning
-from unclip_jax.engine.handlers import encoding, records
+from unclip_jax.engine.handlers import encoding, results
 from unclip_jax.engine.image_inputs import EncodedImage, InputImage
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.engine.requests import TextDiffRequest
@@ -27,7 +27,7 @@ def run(engine: InferenceEngine, request: TextDiffRequest) -> Result:
     }
     edit = _keep_noise_maps if request.keeps_noise_maps else _keep_x_T
     path, images, used = edit(engine, request, direction)
-    return records.result(
+    return results.build(
         engine,
         request,
         images,

@@ -9,7 +9,7 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.core.picture import to_uint8
 from unclip_jax.data import image_codec
 from unclip_jax.engine import image_inputs
-from unclip_jax.engine.handlers import records
+from unclip_jax.engine.handlers import results
 from unclip_jax.engine.image_inputs import InputImage
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.engine.requests import UpscaleRequest
@@ -35,7 +35,7 @@ def run(engine: InferenceEngine, request: UpscaleRequest) -> Result:
         for image in inputs
         for label in (f"{image.name} at {size} px", f"at {images.shape[1]} px")
     ]
-    return records.result(
+    return results.build(
         engine,
         request,
         images,

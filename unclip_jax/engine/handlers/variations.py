@@ -3,7 +3,7 @@
 import numpy as np
 
 from unclip_jax.editing import edits
-from unclip_jax.engine.handlers import encoding, records
+from unclip_jax.engine.handlers import encoding, results
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.engine.requests import VariationsRequest
 from unclip_jax.engine.result import Result
@@ -22,7 +22,7 @@ def run(engine: InferenceEngine, request: VariationsRequest) -> Result:
         eta=eta,
         indices=list(range(request.num)) * len(request.etas),
     )
-    return records.result(
+    return results.build(
         engine,
         request,
         engine.decode(batch).images,

@@ -1,4 +1,4 @@
-"""Builds results with their record: the request, the models and the inputs."""
+"""Builds results with their provenance: the request, the models and the inputs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from unclip_jax.engine.result import Result
 from unclip_jax.version import __version__
 
 
-def result(
+def build(
     engine: InferenceEngine,
     request: Request,
     images: np.ndarray,
@@ -25,7 +25,7 @@ def result(
     facts: dict[str, Any] | None = None,
     **display: Any,
 ) -> Result:
-    """Returns the result of a request with its record.
+    """Returns the result of a request with its provenance.
 
     Args:
         engine: the models.
@@ -33,7 +33,7 @@ def result(
         images: uint8, in order.
         labels: one per panel.
         inputs: the images that were read, as they were used.
-        facts: further entries of the record by name.
+        facts: further entries of the provenance by name.
         display: further fields of `Result`.
     """
     record = describe(
@@ -59,7 +59,7 @@ def result(
 def describe(
     request: Request, *, models: dict[str, Any], labels: Sequence[str], **facts: Any
 ) -> dict[str, Any]:
-    """Returns the record of a request, from which `sample repeat` can run it again."""
+    """Returns the provenance of a result, from which `sample repeat` can run the request again."""
     return {
         "command": request.name,
         "request": request_fields.plain(request),
