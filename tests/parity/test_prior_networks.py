@@ -106,7 +106,8 @@ def test_the_command_writes_an_export_that_samples(tmp_path, capsys):
     prior = EmbeddingPriorModel.open(tmp_path / "run" / "embedding_prior")
     assert prior.manifest.licence == "MIT" and prior.manifest.embedding == "unit"
     assert prior.cfg.diffusion.num_timesteps == 50
-    samples = prior.sample({"text_embed": random(2, DIM)}, steps="3", guidance=2.0)
+    rows = {"text_embed": random(2, DIM), "text_encodings": random(2, 6, DIM)}
+    samples = prior.sample(rows, steps="3", guidance=2.0)
     assert samples.shape == (2, 1, DIM)
     np.testing.assert_allclose(np.linalg.norm(samples, axis=-1), 1.0, rtol=1e-5)
     with pytest.raises(UserError, match="run has embedding_prior already"):
