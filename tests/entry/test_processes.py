@@ -140,7 +140,11 @@ def test_samples_do_not_depend_on_processes(place, tmp_path):
         out = tmp_path / f"{way[0]}.png"
         arguments = (f"--models={place}", f"--out={out}", "--steps=4", "--num=3", "--seed=5")
         outputs = run(way, "unclip_jax.sample", *cascades.CAPTIONS, *arguments)
-        assert [bool(text) for _, text, _ in outputs] == [True] + [False] * (len(outputs) - 1)
+        words = [
+            "\n".join(line for line in text.splitlines() if not line.startswith("[Gloo]"))
+            for _, text, _ in outputs
+        ]  # XLA's collectives write there too
+        assert [bool(text) for text in words] == [True] + [False] * (len(outputs) - 1)
         images[way] = np.asarray(Image.open(out), np.int32)
     assert np.max(np.abs(images["1 device"] - images["2 x 4"])) <= 1
 

@@ -148,7 +148,7 @@ def test_a_grid_shows_what_the_preview_draws(tmp_path):
 
     def labels(batch):
         batches.append(batch["x"])
-        assert list(batch["caption"]) == ["0"] * 16 + ["1"] * 8
+        assert list(batch["caption"]) == [["0"] * 16, ["1"] * 4][len(batches) - 1]
         return [f"level {value:.2f}" for value in batch["x"][:, 0]]
 
     def data():
@@ -232,7 +232,7 @@ def test_no_more_batches_are_read_than_a_grid_needs(tmp_path, count, num_batches
     hook(moment())
     hook(moment(step=4))
     assert len(batches) == num_batches
-    assert hook._count == count and len(hook._batch["x"]) == -(-count // 8) * 8
+    assert hook._count == count and len(hook._examples[0]["x"]) == -(-count // 8) * 8
 
 
 @pytest.mark.parametrize(("sizes", "line"), [((16, 8), False), ((16,), True)])
@@ -260,10 +260,9 @@ def test_a_grid_of_fewer_samples_than_the_mesh_has_shards(tmp_path, monkeypatch)
 
 def test_examples_are_numbered_over_the_processes_of_which_the_first_writes(tmp_path, monkeypatch):
     hook = samples(tmp_path, count=16)
-    assert hook._rows().tolist() == []
     hook(moment())
     monkeypatch.setattr(jax, "process_index", lambda: 2)
-    assert hook._rows().tolist() == list(range(32, 48))
+    assert hook._rows(16).tolist() == list(range(32, 48))
     hook(moment(step=4))
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step_00000003.png"]
 
@@ -271,12 +270,59 @@ def test_examples_are_numbered_over_the_processes_of_which_the_first_writes(tmp_
 def test_a_share_of_each_process_fills_the_shards_of_all(tmp_path, monkeypatch):
     """Of two processes each has half of the examples, and a batch is divided over 8 devices."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
+    both = lambda part, count: {name: np.repeat(x, 2, 0)[:count] for name, x in part.items()}  # noqa: E731
+    monkeypatch.setattr(evaluators, "first_rows", both)
     for sizes, own, count in (((8, 8), 8, 13), ((5,), 4, 8), ((6, 1), 4, 8), ((3, 5), 8, 13)):
         hook = samples(tmp_path, count=13, data=held_out(sizes))
-        assert len(hook._first_examples()["x"]) == own and hook._count == count
+        assert len(hook._first_examples()[0]["x"]) == own and hook._count == count
     message = r"have 3 examples here, but a batch is split over 4 devices"
     with pytest.raises(UserError, match=message):
         samples(tmp_path, count=13, data=held_out((3,)))._first_examples()
+
+
+class TwoProcesses:
+    """What collectives of two processes return, of which each has one half of every batch."""
+
+    def __init__(self, monkeypatch, whole):
+        self.whole, self.half = whole, len(whole[0]["x"]) // 2
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        monkeypatch.setattr(evaluators, "first_rows", self.first_rows)
+        monkeypatch.setattr(evaluators, "gather", self.gather)
+
+    def data(self, process):
+        """The batches of one process."""
+        first = self.half * process
+        self.step = -1
+        for batch in self.whole:
+            self.step += 1
+            yield {name: x[first : first + self.half] for name, x in batch.items()}
+
+    def first_rows(self, part, count):
+        return {name: x[:count] for name, x in self.whole[self.step].items()}
+
+    def gather(self, own):
+        x = self.whole[self.step]["x"]
+        halves = (x[: self.half], x[self.half :])
+        return [label_rows(half)[: len(own)] for half in halves]
+
+
+def label_rows(rows):
+    return [f"{row[0]:.6f}" for row in rows]
+
+
+@pytest.mark.parametrize("count", [3, 6, 11])
+def test_the_first_examples_of_all_processes_are_previewed(tmp_path, monkeypatch, count):
+    whole = [toy.batch_at(i, size=8) for i in range(2)]
+    expected = np.concatenate([batch["x"] for batch in whole])[:count]
+    both, rows = TwoProcesses(monkeypatch, whole), {}
+    for process in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        options = {"data": lambda process=process: both.data(process), "count": count}
+        hook = samples(tmp_path, labels=lambda batch: label_rows(batch["x"]), **options)
+        batch, labels = hook._first_examples()
+        assert labels == label_rows(expected)
+        rows |= dict(zip(hook._rows(len(batch["x"])).tolist(), batch["x"], strict=True))
+    np.testing.assert_array_equal([rows[i] for i in range(count)], expected)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +334,7 @@ def test_a_grid_has_as_many_samples_as_there_are_held_out_examples(tmp_path, siz
     hook(moment())
     hook(moment(step=4))
     assert hook._count == count
-    assert len(hook._batch["x"]) == count
+    assert len(hook._examples[0]["x"]) == count
 
 
 @pytest.mark.parametrize("sizes", [(), (7,), (3, 4)])

@@ -30,6 +30,25 @@ def gather(value: Any) -> list[Any]:
     return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
 
 
+def first_rows(part: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """Returns the first `count` rows of a batch, of which every process has one equal part.
+
+    The parts are consecutive in rank order. All processes must call it, and all receive the rows,
+    or the whole batch if it has fewer.
+    """
+    pieces: list[dict[str, np.ndarray]] = []
+    for source in range(jax.process_count()):
+        piece = {name: x[:count] for name, x in part.items()}
+        if jax.process_count() > 1:
+            own = source == jax.process_index()
+            piece = multihost_utils.broadcast_one_to_all(piece, is_source=own)
+        pieces.append({name: np.asarray(x) for name, x in piece.items()})
+        count -= len(next(iter(piece.values())))
+        if count <= 0:
+            break
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in part}
+
+
 def check_same(facts: Mapping[str, Any]) -> None:
     """Checks that all processes were started with the same settings.
 

@@ -18,7 +18,7 @@ from unclip_jax.core.picture import labelled_grid, to_uint8
 from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Batch, HostBatch, Key, Params
 from unclip_jax.parallel.mesh import batch_sharding, batch_shards, replicated, traced_on
-from unclip_jax.parallel.multihost import gather
+from unclip_jax.parallel.multihost import first_rows, gather
 from unclip_jax.parallel.place import fetch_all, global_batch, replicate
 from unclip_jax.training.hooks import LoopState, Numbers
 
@@ -117,7 +117,7 @@ class SamplePreview:
         self._name, self._spec, self._data, self._mesh = stage.name, stage.batch_spec, data, mesh
         self._count, self._folder, self._labels = count, folder, labels
         self._key = replicate(key, mesh)
-        self._batch: HostBatch | None = None
+        self._examples: tuple[HostBatch, list[str]] | None = None
 
         def sample(params: Any, batch: Any, rows: Batch, key: Key) -> tuple[Array, Array]:
             images = to_uint8(preview(params, batch, rng.fold(key, "samples")))
@@ -135,13 +135,12 @@ class SamplePreview:
         Raises:
             UserError: the held-out data have no example, or the folder cannot be written.
         """
-        if self._batch is None:
-            self._batch = self._first_examples()
-        batch = global_batch({name: self._batch[name] for name in self._spec}, self._mesh)
-        rows = global_batch({"row": self._rows()}, self._mesh)
+        self._examples = self._examples or self._first_examples()
+        own, labels = self._examples
+        batch = global_batch(own, self._mesh)
+        rows = global_batch({"row": self._rows(_size(own))}, self._mesh)
         params = moment.state.ema_params
         images, order = jax.device_get(self._sample(params, batch, rows, self._key))
-        labels = self._all_labels()
         if jax.process_index() != 0:
             return
         images = images[np.argsort(order)][: self._count]  # a mesh may order processes differently
@@ -156,21 +155,31 @@ class SamplePreview:
                 "folder, then run the same command again."
             ) from error
 
-    def _first_examples(self) -> HostBatch:
-        """Returns this process's share of `count` examples, or of all if there are fewer.
+    def _first_examples(self) -> tuple[HostBatch, list[str]]:
+        """Returns this process's rows of a batch that begins with the first examples, and labels.
 
-        The number is rounded to a multiple of the mesh's batch shards: up, or down if there are too
-        few examples.
+        The batch has as many rows as the mesh needs: `count` rounded up to a multiple of its batch
+        shards, or down if there are too few examples. Its other rows are not previewed.
+
+        Raises:
+            UserError: there are too few examples for one row per shard.
         """
         shards = batch_shards(self._mesh)
         unit = shards // jax.process_count()
         needed = -(-self._count // shards) * unit
-        parts: list[HostBatch] = []
-        available = 0
+        own: list[HostBatch] = []
+        first: list[HostBatch] = []
+        labels: list[str] = []
+        available, left = 0, self._count
         for host in self._data():
-            parts.append(host)
-            available += len(next(iter(host.values())))
-            if available >= needed:
+            fields = {name: host[name] for name in self._spec}
+            own.append(fields)
+            available += _size(fields)
+            if left:
+                first.append(first_rows(fields, left))
+                labels += self._label(host, left)
+                left -= _size(first[-1])
+            if available >= needed and not left:
                 break
         usable = min(needed, available // unit * unit)
         if not usable:
@@ -181,25 +190,33 @@ class SamplePreview:
         if usable < needed:
             self._count = min(self._count, usable * jax.process_count())
             log.info("%s: %d samples per grid, as there are no more", self._name, self._count)
-        needed = usable
-        return {name: np.concatenate([p[name] for p in parts])[:needed] for name in parts[0]}
+        rows = self._rows(usable)
+        previewed = rows < self._count
+        batch = {name: np.concatenate([part[name] for part in own])[:usable] for name in self._spec}
+        for name, x in batch.items():
+            x[previewed] = np.concatenate([part[name] for part in first])[rows[previewed]]
+        return batch, labels or [f"{self._name} {index}" for index in range(self._count)]
 
-    def _rows(self) -> Int32[np.ndarray, " b"]:
-        """Returns the indices of this process's examples among those of all."""
-        own = len(next(iter(self._batch.values()))) if self._batch else 0
+    def _label(self, host: HostBatch, count: int) -> list[str]:
+        """Returns the labels of the first `count` rows of a batch of all processes."""
+        if self._labels is None:
+            return []
+        parts = gather(list(self._labels({name: x[:count] for name, x in host.items()})))
+        return [label for part in parts for label in part][:count]
+
+    def _rows(self, own: int) -> Int32[np.ndarray, " b"]:
+        """Returns the indices of this process's `own` rows among those of all."""
         return np.arange(own, dtype=np.int32) + np.int32(own * jax.process_index())
 
-    def _all_labels(self) -> list[str]:
-        """Returns the labels of the examples of all processes."""
-        if self._labels is None or self._batch is None:
-            return [f"{self._name} {index}" for index in range(self._count)]
-        return [label for part in gather(list(self._labels(self._batch))) for label in part]
+
+def _size(batch: HostBatch) -> int:
+    return len(next(iter(batch.values())))
 
 
 def _first_size(spec: Any, host: HostBatch, mesh: Mesh) -> int:
     """Checks the first held-out batch and returns its size."""
     batches.check(spec, host)
-    size = len(next(iter(host.values())))
+    size = _size(host)
     if size * jax.process_count() % batch_shards(mesh):
         raise UserError(
             f"a validation batch has {size} examples, which the mesh's {batch_shards(mesh)} batch "
