@@ -281,7 +281,7 @@ def test_a_share_of_each_process_fills_the_shards_of_all(tmp_path, monkeypatch):
 
 
 class TwoProcesses:
-    """What collectives of two processes return, of which each has one half of every batch."""
+    """Collectives of two processes, of which each has one half of every batch."""
 
     def __init__(self, monkeypatch, whole):
         self.whole, self.half = whole, len(whole[0]["x"]) // 2
