@@ -50,7 +50,7 @@ types: setup  ## Check types.
 check: lint types test  ## All of the above, as CI does.
 
 nightly: $(VENV)/.unclip_jax_nightly  ## Run the tests that take minutes to hours.
-	@UNCLIP_THOROUGH=1 $(PYTEST) -m nightly
+	@UNCLIP_THOROUGH=1 $(PYTEST) -m nightly -o faulthandler_timeout=5400
 
 $(VENV)/.unclip_jax_nightly: $(VENV)/.unclip_jax
 	@echo 'Installing a published text encoder (90 MB) into $(VENV) ...'
