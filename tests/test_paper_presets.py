@@ -341,12 +341,18 @@ SILENT |= {  # numbers of public ports, and choices
         "train.ema_decay": 0.9999,
     },
     "imagen_sr256": {
+        "model.model.text.context": 128,
         "model.model.text.project": 1024,
         "model.model.unet.emb_channels": 512,
         "model.augment.level": 0.2,
         "model.sampling.steps": "128",
     },
-    "imagen_sr1024": {"model.sampling.steps": "32", "model.model.unet.emb_channels": 512},
+    "imagen_sr1024": {
+        "model.model.text.context": 128,
+        "model.model.text.project": 1024,
+        "model.sampling.steps": "32",
+        "model.model.unet.emb_channels": 512,
+    },
 }
 COLUMNS = {
     "prior": PRIOR,
@@ -412,3 +418,8 @@ def test_imagens_u_nets_have_the_parameters_of_their_levels(name, count, paper):
     total = sum(leaf.size for leaf in jax.tree.leaves(unet))
     assert abs(total / count - 1) < 0.01
     assert abs(total / paper - 1) < 0.17
+
+
+def test_the_classifier_is_trained_on_all_devices():
+    mesh = files.get_config("classifier:paper").mesh
+    assert (mesh.data, mesh.fsdp, mesh.tensor) == (-1, 1, 1)
