@@ -25,6 +25,7 @@ from unclip_jax.handoff import export
 from unclip_jax.handoff import load as handoff
 from unclip_jax.inference import batch_sampling, load, text_to_image
 from unclip_jax.inference.cascade import Cascade, tokenise
+from unclip_jax.objectives.gaussian import SamplingConfig
 from unclip_jax.planning import sampling
 from unclip_jax.stages import registry
 
@@ -276,6 +277,12 @@ def test_settings_without_effect_are_rejected(engine, settings, message):
     request = TextRequest(captions=("a",), **{"sampler": "ancestral", **settings})
     with pytest.raises(UserError, match=message):
         text.sample_options(request, engine.cascade)
+
+
+def test_gamma_has_no_effect_where_the_exported_sampler_is_not_ancestral():
+    exported = SamplingConfig(sampler="ddim", variance="mix")
+    with pytest.raises(UserError, match="--gamma is 0.5, which has no effect without --sampler=an"):
+        batch_sampling._check_effect(exported, {"gamma": 0.5})
 
 
 def test_settings_that_upsamplers_were_not_trained_for_is_rejected(loaded):
