@@ -56,7 +56,7 @@ class TextRequest(UpsamplingRequest):
         choices=("none", "static", "dynamic"),
     )
     cap: float | None = option(
-        None, help="dynamic threshold: largest divisor of x_0; default: as exported", low=1
+        None, help="with threshold dynamic: largest divisor of x_0; default: as exported", low=1
     )
     variance: str | None = option(
         None,
