@@ -102,6 +102,13 @@ def portraits() -> ConfigDict:
     return config
 
 
+def portraits_long() -> ConfigDict:
+    config = portraits()
+    config.size = "portraits_long"
+    config.train.steps, config.train.eval_every = 14_000, 3500
+    return config
+
+
 def emoji() -> ConfigDict:
     config = _pixels_64("emoji")
     config.model.model.context, config.model.model.vocab_size = 32, 2048
@@ -199,6 +206,7 @@ SIZES = {
     "paper": paper,
     "shapes": shapes,
     "portraits": portraits,
+    "portraits_long": portraits_long,
     "emoji": emoji,
     "tiny": tiny,
     "karlo": karlo,

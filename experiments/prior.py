@@ -77,6 +77,13 @@ def portraits() -> ConfigDict:
     return config
 
 
+def portraits_long() -> ConfigDict:
+    config = portraits()
+    config.size = "portraits_long"
+    config.train.steps, config.train.batch_size, config.train.eval_every = 3000, 128, 500
+    return config
+
+
 def emoji() -> ConfigDict:
     config = _miniature("emoji")
     net = config.model.model
@@ -141,6 +148,7 @@ SIZES = {
     "paper": paper,
     "shapes": shapes,
     "portraits": portraits,
+    "portraits_long": portraits_long,
     "emoji": emoji,
     "tiny": tiny,
     "karlo": karlo,

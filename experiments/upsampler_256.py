@@ -83,6 +83,13 @@ def portraits() -> ConfigDict:
     return config
 
 
+def portraits_long() -> ConfigDict:
+    config = portraits()
+    config.size = "portraits_long"
+    config.train.steps, config.train.eval_every = 2000, 500
+    return config
+
+
 def emoji() -> ConfigDict:
     return _pixels_128("emoji")
 
@@ -151,6 +158,7 @@ SIZES = {
     "paper": paper,
     "shapes": shapes,
     "portraits": portraits,
+    "portraits_long": portraits_long,
     "emoji": emoji,
     "tiny": tiny,
     "karlo": karlo,

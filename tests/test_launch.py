@@ -175,7 +175,10 @@ def test_overrides_reach_every_training_and_nothing_else():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["huge"], "unknown size 'huge'; known: shapes, portraits, emoji, tiny, karlo, paper"),
+        (
+            ["huge"],
+            "unknown size 'huge'; known: shapes, portraits, portraits_long, emoji, tiny, karlo, paper",
+        ),
         (["shapes", "--runs=x"], "unknown option '--runs=x'"),
         (["shapes", "tiny"], "unexpected 'tiny'; the size is already 'shapes'"),
         (["shapes", "--until=prio"], "unknown step 'prio'; known: data clip embed prior"),

@@ -8,7 +8,7 @@ import hashlib
 import math
 from typing import NamedTuple
 
-WORLD_VERSION = "1.2.0"
+WORLD_VERSION = "1.3.0"
 
 
 class Rgb(NamedTuple):

@@ -1,11 +1,11 @@
 """The examples of a split: portraits by index, with captions that are true of them.
 
 A portrait depends on (split, seed, index) alone, so any range of any split can be generated
-anywhere, in any order. Training portraits come in families of `SIBLINGS`: neighbours differ in a
-few attributes, or in the order of their colours, so that a contrastive batch that keeps families
-together cannot be solved by some attributes alone (hard negatives; Yuksekgonul et al. 2022,
-arXiv 2210.01936). Random streams are Python's, used through `random()` only, whose sequence is
-guaranteed across versions.
+anywhere, in any order. Training portraits come in families of `SIBLINGS`: one portrait, and others
+that differ from it in one attribute or in the order of its colours, so that a contrastive batch
+that keeps families together cannot be solved by some attributes alone (hard negatives; Yuksekgonul
+et al. 2022, arXiv 2210.01936). Random streams are Python's, used through `random()` only, whose
+sequence is guaranteed across versions.
 """
 
 import random
@@ -30,8 +30,7 @@ from unclip_jax.portraits.vocabulary import (
 T = TypeVar("T")
 
 SIBLINGS = 4  # training portraits per family
-CHANGES = 1 / 4  # probability that a sibling has a new value of one attribute
-EXCHANGED = 1 / 5  # and, where both have both colours, that hair and clothes exchange theirs
+EXCHANGED = 1 / 5  # siblings whose hair and clothes exchange their colours, where both have both
 PARAPHRASES = 6  # captions per portrait, at most; the example's own comes first
 # How often a value is sampled, relative to 1; the common face wears nothing on it.
 WEIGHTS: dict[str, dict[str, float]] = {
@@ -119,14 +118,14 @@ def _family(rng: random.Random) -> list[Portrait]:
 
 
 def _sibling(rng: random.Random, first: Portrait) -> Portrait:
-    """Samples some attributes anew; some siblings exchange their colours."""
+    """Samples one attribute of those that captions name anew, or exchanges the colours."""
     values = dict(vars(first))
-    for name in ATTRIBUTES:
-        if rng.random() < CHANGES:
-            values[name] = _weighted(rng, name)
     hair, cloth = values["hair_colour"], values["clothes_colour"]
     if rng.random() < EXCHANGED and hair in CLOTHES_COLOURS and cloth in HAIR_COLOURS:
         values["hair_colour"], values["clothes_colour"] = cloth, hair
+    else:
+        name = _pick(rng, [name for name in ATTRIBUTES if name != "skin"])
+        values[name] = _pick(rng, list(ATTRIBUTES[name]))
     return _without_hidden(values)
 
 
