@@ -1,5 +1,6 @@
 """The study of manipulations: its criteria, its page, and all of it on untrained stages."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,12 +8,15 @@ from PIL import Image
 
 from benchmarks import markdown_page
 from studies.manipulations import __main__ as manipulations
-from studies.manipulations import measurements, red_to_blue
+from studies.manipulations import measurements, portraits, red_to_blue
 from tests import cascades
 from unclip_jax import prepare
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import sources
 from unclip_jax.metrics import shapes_detector
+from unclip_jax.portraits import render as portrait_render
+from unclip_jax.portraits import vocabulary
+from unclip_jax.portraits.scene import Portrait
 from unclip_jax.shapes import render
 from unclip_jax.shapes.scene import Scene, SceneObject
 
@@ -150,3 +154,48 @@ def test_a_page_without_marks_is_not_overwritten(data, tmp_path):
         manipulations.main([f"--models={data}", f"--data={data}", f"--out={out}"])
     assert markdown_page.BEGIN not in out.read_text()
     assert len(sources.open_source(data, split="validation")) == 60
+
+
+def test_portraits_are_read_without_the_colour_of_their_hair():
+    """A blue-haired copy is right; a red one is not changed, and another mouth is not kept."""
+    plain = Portrait(**{name: values[0] for name, values in vocabulary.ATTRIBUTES.items()})
+    red = dataclasses.replace(
+        plain, hair="bob", hair_colour="red", skin=plain.skin, background="yellow"
+    )
+    edits = [
+        dataclasses.replace(red, hair_colour="blue"),
+        red,
+        dataclasses.replace(red, hair_colour="blue", mouth=vocabulary.ATTRIBUTES["mouth"][1]),
+        dataclasses.replace(red, hair_colour="blue", glasses="sunglasses"),
+    ]
+    rates = portraits.rates(portrait_render.render(edits, size=64), [red] * 4)
+    hits = {name: rate["hits"] for name, rate in rates.items()}
+    assert hits == {**dict.fromkeys(portraits.OTHERS, 4), "changed": 3, "kept": 2} | {
+        "mouth": 3,
+        "glasses": 3,
+        "eyes": 3,  # hidden behind the glasses
+    }
+    assert all(rate["total"] == 4 for rate in rates.values())
+
+
+def test_the_study_of_portraits_edits_those_with_red_hair(tmp_path, capsys):
+    cascades.write(tmp_path / "run")
+    tokenizer = f"--tokenizer={tmp_path}/run/tokenizer"
+    prepare.main(["portraits:validation=60", f"--out={tmp_path}/data", tokenizer])
+    source = sources.open_source(tmp_path / "data", split="validation")
+    indices = portraits.select(source, 2)
+    scenes = [json.loads(source[i]["scene"]) for i in indices]
+    assert len(indices) == 2 and all(each["hair_colour"] == "red" for each in scenes)
+    assert all(each["hair"] != "bald" for each in scenes)
+    out = tmp_path / "out.json"
+    arguments = [f"--models={tmp_path}/run", f"--data={tmp_path}/data", "--num=2", f"--out={out}"]
+    portraits.main(arguments)
+    result = json.loads(out.read_text())
+    assert result["num"] == 2 and result["captions"][1] == "a person with blue hair"
+    printed = capsys.readouterr().out
+    for name in ("text diff", "reconstruction"):
+        assert result[name]["kept"]["total"] == 2 and f"{name}: changed " in printed
+    shapes_dir = tmp_path / "shapes"
+    prepare.main(["shapes:validation=3", f"--out={shapes_dir}", tokenizer])
+    with pytest.raises(UserError, match="scene|portrait"):
+        portraits.main([*arguments[:1], f"--data={shapes_dir}", *arguments[2:]])
