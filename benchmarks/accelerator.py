@@ -21,7 +21,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
-from unittest import mock
 
 from benchmarks import markdown_page, row_page
 from unclip_jax.cli import compilation_cache, entry
@@ -162,10 +161,11 @@ def _trained(row: Row) -> dict[str, Any]:
         UserError: not even one example per device fits.
     """
     from benchmarks import compare, interleaved, unclip_side
+    from unclip_jax.backbones import attention
 
     for batch in halved(row.batch):
         try:
-            with attention(fused=row.fused):
+            with contextlib.nullcontext() if row.fused else attention.plain():
                 facts, once = unclip_side.prepare(_task(row, batch))
                 once()
                 durations = [interleaved.timed(once) for _ in range(STEPS)]
@@ -205,16 +205,6 @@ def halved(batch: int) -> Iterator[int]:
     while batch:
         yield batch
         batch //= 2
-
-
-@contextlib.contextmanager
-def attention(*, fused: bool) -> Iterator[None]:
-    """Traces attention with the kernels of the backend, or without fused ones."""
-    from unclip_jax.backbones import layers
-
-    plain = mock.patch.object(layers, "_implementation", return_value="xla")
-    with contextlib.nullcontext() if fused else plain:
-        yield
 
 
 def worst(selected: Sequence[Row], results: dict[str, Any]) -> Row | None:

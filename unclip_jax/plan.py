@@ -10,6 +10,7 @@ microbatches and remat policies, and compiles the most promising ones.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import pathlib
 import sys
@@ -33,6 +34,7 @@ def parser() -> ExperimentParser:
     add("--what", default="train", choices=("train", "sample"), help="program to compile")
     add("--batch", type=int, help="batch size of --what=sample; default: 8 per chip")
     add("--effort", default="default", help="effort of the compiler; low is much faster")
+    add("--plain-attention", action="store_true", help="use plain XLA in place of fused attention")
     add(
         "--search",
         type=int,
@@ -48,6 +50,7 @@ def main(argv: Sequence[str]) -> None:
     """Prints the plan and writes it."""
     args, overrides = parser().parse(argv)
     _check(args)
+    from unclip_jax.backbones import attention
     from unclip_jax.experiment import loading
     from unclip_jax.planning import plan_report, plans
 
@@ -56,10 +59,11 @@ def main(argv: Sequence[str]) -> None:
     if args.mesh:
         experiment = dataclasses.replace(experiment, mesh=plans.parse_mesh(args.mesh))
     target = plans.find_target(args.topology, slices=args.slices)
-    if args.search is None:
-        results = [plans.plan(experiment, target, options)]
-    else:
-        results = plans.plan_candidates(experiment, target, options, count=args.search)
+    with attention.plain() if args.plain_attention else contextlib.nullcontext():
+        if args.search is None:
+            results = [plans.plan(experiment, target, options)]
+        else:
+            results = plans.plan_candidates(experiment, target, options, count=args.search)
     for result in results:
         sys.stdout.write(plan_report.as_text(result) + "\n")
     verb = "replaced" if args.out.exists() else "wrote"

@@ -9,14 +9,14 @@ import pytest
 
 COMPARE = """
 import jax, jax.numpy as jnp, numpy as np
-from unclip_jax.backbones import layers
+from unclip_jax.backbones import attention
 from unittest import mock
 
 def outputs(q, k, v, mask, causal, path):
     def loss(q, k, v):
-        out = layers.attention(q, k, v, mask=mask, causal=causal)
+        out = attention.attention(q, k, v, mask=mask, causal=causal)
         return jnp.sum(out.astype(jnp.float32) ** 2), out
-    with mock.patch.object(layers, "_implementation", lambda *_: path):
+    with mock.patch.object(attention, "_implementation", lambda *_: path):
         grads, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
     return [np.asarray(x, np.float32) for x in (out, *grads)]
 
@@ -28,7 +28,7 @@ for length, keys, masked, causal in cases:
     q, k, v = drawn(0, length), drawn(1, keys), drawn(2, keys)
     seen = jnp.arange(keys) < jnp.array([[keys], [9], [keys // 2], [5]])
     mask = seen[:, None, None] if masked else None
-    assert layers._implementation(q, k, mask) == "cudnn"
+    assert attention._implementation(q, k, mask) == "cudnn"
     both = [outputs(q, k, v, mask, causal, path) for path in ("cudnn", "xla")]
     for a, b in zip(*both):
         assert np.max(np.abs(a - b)) <= 2**-5 * max(1.0, np.max(np.abs(b))), (length, keys, masked)

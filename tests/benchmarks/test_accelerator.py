@@ -2,13 +2,11 @@
 
 import json
 
-import jax.numpy as jnp
 import pytest
 
 from benchmarks import accelerator, unclip_side
 from benchmarks.accelerator import Row
 from tests.stages import tiny
-from unclip_jax.backbones import layers
 from unclip_jax.core.checks import UserError
 from unclip_jax.experiment import loading
 
@@ -91,14 +89,6 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
         unclip_side, "prepare", lambda task: prepare({**task, "batch": task["batch"] + 9})
     )
     assert accelerator.measure(row) == {"failed": "no batch fits in the memory of the device."}
-
-
-def test_attention_that_is_not_fused_is_that_of_xla(monkeypatch):
-    monkeypatch.setattr(layers.jax, "default_backend", lambda: "gpu")
-    x = jnp.zeros((1, 4, 2, 8), jnp.bfloat16)
-    for fused, expected in ((True, "cudnn"), (False, "xla")):
-        with accelerator.attention(fused=fused):
-            assert layers._implementation(x, x, None) == expected
 
 
 def test_the_worst_step_is_the_fused_one_with_the_least_share_of_the_peak():

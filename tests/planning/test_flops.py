@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from unclip_jax.backbones import tpu_attention
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh
 from unclip_jax.planning import flops
 
@@ -116,11 +117,27 @@ def test_a_convolution_and_its_gradients(stride: int):
     assert flops.count(jax.value_and_grad(loss, argnums=(0, 1)), *args).flops == 3 * forward
 
 
-def test_what_cannot_be_counted_is_named():
+def test_kernels_count_once_per_program_of_their_grid():
+    """Attention of 2 examples with 4 heads: two products forward and five more backward."""
+    q = jax.ShapeDtypeStruct((2, 32, 4, 64), jnp.bfloat16)
+
+    def loss(q, k, v):
+        return jnp.sum(tpu_attention.fused_attention(q, k, v))
+
+    one = 2 * 2 * 4 * 32 * 32 * 64
+    assert flops.count(loss, q, q, q) == flops.Count(2 * one, ())
+    both = flops.count(jax.grad(loss, argnums=(0, 1, 2)), q, q, q)
+    assert both == flops.Count((2 + 5) * one, ())
+
+
+def test_kernels_with_a_grid_that_is_known_at_run_time_are_named():
     from jax.experimental import pallas as pl
 
     def kernel(x, y):
         y[...] = x[...]
 
-    call = pl.pallas_call(kernel, out_shape=shape(4, 4), interpret=True)
-    assert flops.count(call, shape(4, 4)).unknown == ("pallas_call",)
+    def call(x, n):
+        return pl.pallas_call(kernel, grid=(n,), out_shape=shape(4, 4), interpret=True)(x)
+
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    assert flops.count(call, shape(4, 4), number).unknown == ("pallas_call",)

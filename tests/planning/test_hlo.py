@@ -255,3 +255,55 @@ def test_split_parameters_travel_and_examples_stay_where_they_are():
     small, large = _traffic(64, deep()), _traffic(256, deep())
     assert small == large
     assert small["all-gather"] > 0
+
+
+NESTED = """
+HloModule step
+
+%slice (s: bf16[24,64,128], i: s32[]) -> bf16[64,128] {
+  %s = bf16[24,64,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %d = bf16[1,64,128]{2,1,0} dynamic-slice(%s, %i, %zero, %zero), dynamic_slice_sizes={1,64,128}
+  ROOT %b = bf16[64,128]{1,0} bitcast(%d)
+}
+
+%product (w: bf16[128,128], t: bf16[24,64,128], j: s32[]) -> bf16[64,128] {
+  %w = bf16[128,128]{1,0} parameter(0)
+  %t = bf16[24,64,128]{2,1,0} parameter(1)
+  %j = s32[] parameter(2)
+  %x = bf16[64,128]{1,0} fusion(%t, %j), kind=kLoop, calls=%slice
+  ROOT %y = bf16[64,128]{1,0} dot(%x, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%update (u: bf16[24,64,128], k: s32[], v: bf16[64,128]) -> bf16[24,64,128] {
+  %u = bf16[24,64,128]{2,1,0} parameter(0)
+  %v = bf16[64,128]{1,0} parameter(2)
+  %r = bf16[1,64,128]{2,1,0} bitcast(%v)
+  %k = s32[] parameter(1)
+  %none = s32[] constant(0)
+  ROOT %c = bf16[24,64,128]{2,1,0} dynamic-update-slice(%u, %r, %k, %none, %none)
+}
+
+ENTRY %main (a: bf16[24,64,128], m: bf16[128,128], n: s32[]) -> bf16[24,64,128] {
+  %a = bf16[24,64,128]{2,1,0} parameter(0)
+  %m = bf16[128,128]{1,0} parameter(1)
+  %n = s32[]{:S(6)} parameter(2)
+  %f = bf16[64,128]{1,0} fusion(%m, %a, %n), kind=kOutput, calls=%product
+  %g = bf16[64,128]{1,0} custom-call(%f), custom_call_target="tpu_custom_call"KERNEL
+  ROOT %o = bf16[24,64,128]{2,1,0} fusion(%a, %n, %g), kind=kLoop, calls=%update
+}
+"""
+STATED = ', config={"cost_estimate":{"flops":"1000","transcendentals":"5"}}'
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_fusions_in_fusions_read_slices_and_kernels_count_what_they_state(stated: bool):
+    """Written by hand after the forms of libtpu: a product that reads one layer of a stack."""
+    result = work.measure(hlo.parse(NESTED.replace("KERNEL", STATED if stated else "")))
+    layer, weights = 64 * 128 * 2, 128 * 128 * 2
+    product, kernel, update = 2 * layer + weights, 2 * layer, 2 * layer
+    assert result.bytes == product + kernel + update
+    assert result.flops == 2 * 64 * 128 * 128 + (1000 if stated else 0)
+    assert result.hidden == (() if stated else ("tpu_custom_call",))
+    assert result.cycles is None

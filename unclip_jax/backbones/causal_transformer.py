@@ -15,9 +15,9 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from unclip_jax.backbones.attention import attention
 from unclip_jax.backbones.layers import (
     LayerNorm,
-    attention,
     compute_dtype,
     dense,
     normal,

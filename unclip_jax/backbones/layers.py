@@ -1,19 +1,19 @@
 """Layers that all networks share.
 
-Linear maps and convolutions with named axes, norms, attention, timestep features.
+Linear maps and convolutions with named axes, norms, timestep features.
 
 Epsilon is 1e-5 in every norm (Flax defaults to 1e-6; all public checkpoints use 1e-5).
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from unclip_jax.core.checks import UserError, divisible, one_of
 from unclip_jax.core.types import Steps
@@ -214,30 +214,6 @@ class GroupNorm(nn.Module):
 
 def _image(x: Array) -> Array:
     return x[:, None, None, :]
-
-
-def attention(
-    q: Float[Array, " b l n k"],
-    k: Float[Array, " b m n k"],
-    v: Float[Array, " b m n k"],
-    *,
-    mask: Bool[Array, " #b #n #l m"] | None = None,
-    causal: bool = False,
-) -> Float[Array, " b l n k"]:
-    """Computes attention with scale k^-1/2, softmax in float32; `mask` True = attend."""
-    implementation = _implementation(q, k, mask)
-    if implementation == "cudnn" and mask is not None:  # which does not broadcast lengths
-        mask = jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], k.shape[1]))
-    return jax.nn.dot_product_attention(
-        q, k, v, mask=mask, is_causal=causal, implementation=implementation
-    )
-
-
-def _implementation(q: Array, k: Array, mask: Array | None) -> Literal["cudnn", "xla"]:
-    """Selects cuDNN where it applies (bfloat16, head size 8..128 by 8, even lengths if masked)."""
-    even = mask is None or (q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0)
-    fits = q.dtype == jnp.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and even
-    return "cudnn" if fits and jax.default_backend() == "gpu" else "xla"
 
 
 def activation(name: str) -> Callable[[Array], Array]:

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from unclip_jax.backbones.attention import attention
 from unclip_jax.backbones.layers import (
     LayerNorm,
     activation,
-    attention,
     compute_dtype,
     dense,
     normal,

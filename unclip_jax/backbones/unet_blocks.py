@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from unclip_jax.backbones.attention import attention
 from unclip_jax.backbones.layers import (
     GroupNorm,
     LayerNorm,
     activation,
-    attention,
     conv,
     dense,
     zeros,

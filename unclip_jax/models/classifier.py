@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from unclip_jax.backbones.attention import attention
 from unclip_jax.backbones.layers import (
     GroupNorm,
     TimeEmbedding,
     activation,
-    attention,
     compute_dtype,
     dense,
     normal,

@@ -11,7 +11,8 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from unclip_jax.backbones.layers import LayerNorm, attention, dense, normal
+from unclip_jax.backbones.attention import attention
+from unclip_jax.backbones.layers import LayerNorm, dense, normal
 from unclip_jax.core.checks import UserError, divisible, one_of, positive
 from unclip_jax.parallel.axes import sharded
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from unclip_jax.backbones.layers import GroupNorm, attention, compute_dtype, conv, dense
+from unclip_jax.backbones.attention import attention
+from unclip_jax.backbones.layers import GroupNorm, compute_dtype, conv, dense
 from unclip_jax.core.checks import UserError, one_of, positive
 from unclip_jax.core.types import Image
 from unclip_jax.parallel.axes import by_example

@@ -37,8 +37,6 @@ def of_jaxpr(jaxpr: Any) -> Count:
             total += _dot(equation)
         elif name == "conv_general_dilated":
             total += _convolution(equation)
-        elif name == "pallas_call":  # its grid and its memory moves need an analysis of their own
-            unknown.add(name)
         else:
             part = _inner(equation)
             total += part.flops
@@ -57,6 +55,11 @@ def _inner(equation: Any) -> Count:
         unknown.add("while")  # how often it runs is known at run time only
     elif name == "shard_map":
         times = equation.params["mesh"].size
+    elif name == "pallas_call":
+        grid = equation.params["grid_mapping"].grid
+        times = math.prod(side for side in grid if isinstance(side, int))
+        if not all(isinstance(side, int) for side in grid):
+            unknown.add(name)  # how often it runs is known at run time only
     counts = [part.flops for part in parts]
     flops = max(counts, default=0.0) if name == "cond" else sum(counts)
     return Count(times * flops, tuple(sorted(unknown)))

@@ -31,7 +31,8 @@ class Work(NamedTuple):
     Attributes:
         flops: of matrix products and convolutions.
         bytes: to and from main memory.
-        cycles: the compiler's own estimate for all fusions and copies; None where it makes none.
+        cycles: the compiler's own estimate for all fusions and copies; None where it makes none,
+            and for programs with kernels (custom calls), for which it makes none.
         hidden: targets of custom calls that may hold products, which were not counted.
     """
 
@@ -45,14 +46,18 @@ def measure(module: Module) -> Work:
     """Counts the work of a whole program."""
     flops = moved = cycles = 0.0
     hidden: set[str] = set()
+    kernels = False
     for computation, times in module.running():
         for each in computation.instructions.values():
             flops += times * _flops(each, computation)
             if computation.name not in module.fused:
                 moved += times * _bytes(each, computation, module)
                 cycles += times * _cycles(each)
-            hidden.update(_hidden(each))
-    return Work(flops, moved, cycles or None, tuple(sorted(hidden)))
+            target = _kernel(each)
+            kernels = kernels or bool(target)
+            if target and not _stated_flops(each):
+                hidden.add(target)
+    return Work(flops, moved, None if kernels else cycles or None, tuple(sorted(hidden)))
 
 
 def _cycles(line: Instruction) -> float:
@@ -61,9 +66,16 @@ def _cycles(line: Instruction) -> float:
     return float(match[1]) if match and float(match[1]) < _NO_ESTIMATE else 0.0
 
 
-def _hidden(line: Instruction) -> set[str]:
+def _kernel(line: Instruction) -> str:
+    """Returns the target of a custom call that may hold products, else ""."""
     target = re.search(r'custom_call_target="([^"]*)"', line.attributes)
-    return {target[1]} if target and _PRODUCTS.search(target[1]) else set()
+    return target[1] if target and _PRODUCTS.search(target[1]) else ""
+
+
+def _stated_flops(line: Instruction) -> float:
+    """Returns the FLOPs that a Pallas kernel states about itself, 0 without a statement."""
+    stated = re.search(r'"cost_estimate":\{"flops":"(\d+)"', line.attributes)
+    return float(stated[1]) if stated else 0.0
 
 
 def _flops(line: Instruction, computation: Computation) -> float:
@@ -75,7 +87,7 @@ def _flops(line: Instruction, computation: Computation) -> float:
         return 2.0 * outputs * math.prod(left[axis] for axis in contracted)
     if line.opcode == "convolution":
         return _convolution(line, computation)
-    return 0.0
+    return _stated_flops(line) if line.opcode == "custom-call" else 0.0
 
 
 def _convolution(line: Instruction, computation: Computation) -> float:
@@ -121,7 +133,7 @@ def _bytes(line: Instruction, computation: Computation, module: Module) -> float
     operands = [computation.instructions[name] for name in line.operands]
     fusion = module.computations.get(line.called.get("calls", ""))
     if line.opcode == "fusion" and fusion is not None:
-        return _fusion(line, operands, fusion)
+        return _fusion(line, operands, fusion, module)
     written = _hbm(line.arrays)
     read = [_hbm(each.arrays) for each in operands]
     if line.opcode in ("dynamic-slice", "gather", "slice"):
@@ -133,50 +145,63 @@ def _bytes(line: Instruction, computation: Computation, module: Module) -> float
     return written + sum(read)
 
 
-def _fusion(line: Instruction, operands: list[Instruction], fusion: Computation) -> float:
+def _fusion(
+    line: Instruction, operands: list[Instruction], fusion: Computation, module: Module
+) -> float:
     """Counts the bytes of operands that the fusion uses and of results that it computes."""
-    inner = {each.argument: each for each in fusion.instructions.values()}
     total = 0.0
-    for index, operand in enumerate(operands):
-        parameter = inner.get(str(index))
-        if parameter is None or parameter.opcode != "parameter":
-            total += _hbm(operand.arrays)
-        elif any(array.in_hbm for array in operand.arrays):
-            total += min(_used(parameter, fusion), _hbm(operand.arrays))
+    for operand, parameter in zip(operands, _parameters(fusion), strict=True):
+        if any(array.in_hbm for array in operand.arrays):
+            total += min(_used(parameter, fusion, module), _hbm(operand.arrays))
     root = fusion.root
     results = [fusion.instructions[n] for n in root.operands] if root.opcode == "tuple" else [root]
     if len(results) != len(line.arrays):
         return total + _hbm(line.arrays)
     return total + sum(
-        _written(result, fusion)
+        _written(result, fusion, module)
         for result, array in zip(results, line.arrays, strict=True)
         if array.in_hbm
     )
 
 
-def _used(parameter: Instruction, fusion: Computation) -> float:
-    """Counts the bytes of a parameter that the fusion reads."""
+def _parameters(fusion: Computation) -> list[Instruction]:
+    """Returns the parameters of a computation by number."""
+    parameters = (each for each in fusion.instructions.values() if each.opcode == "parameter")
+    return sorted(parameters, key=lambda each: int(each.argument))
+
+
+def _used(parameter: Instruction, fusion: Computation, module: Module) -> float:
+    """Counts the bytes of a parameter that the fusion reads, also through fusions inside it."""
     total = 0.0
     for user in fusion.users[parameter.name]:
+        inner = module.computations.get(user.called.get("calls", ""))
         if user.opcode in ("tuple", "parameter"):  # handed through
             continue
         if user.opcode == "bitcast":
-            total += _used(user, fusion)
+            total += _used(user, fusion, module)
         elif user.opcode in ("dynamic-slice", "gather", "slice"):
             total += sum(array.bytes for array in user.arrays)
         elif user.opcode in ("dynamic-update-slice", "scatter") and (
             user.operands[0] == parameter.name
         ):
             continue  # updated in place
+        elif user.opcode == "fusion" and inner is not None:
+            arguments = zip(user.operands, _parameters(inner), strict=True)
+            total += sum(
+                _used(each, inner, module) for name, each in arguments if name == parameter.name
+            )
         else:
             return float(sum(array.bytes for array in parameter.arrays))
     return total
 
 
-def _written(result: Instruction, fusion: Computation) -> float:
+def _written(result: Instruction, fusion: Computation, module: Module) -> float:
     """Counts the bytes of a result that the fusion writes."""
     while result.opcode == "bitcast":
         result = fusion.instructions[result.operands[0]]
+    inner = module.computations.get(result.called.get("calls", ""))
+    if result.opcode == "fusion" and inner is not None and inner.root.opcode != "tuple":
+        return _written(inner.root, inner, module)
     if result.opcode == "parameter":
         return 0.0
     if result.opcode in ("dynamic-update-slice", "scatter"):
