@@ -76,7 +76,7 @@ def fused_attention(
     """Computes attention as `layers.attention` does, for inputs with `unsupported(...) == ""`."""
     blocks = _blocks(q, k, causal=causal, interpret=interpret)
     assert blocks is not None
-    flat = [x.reshape(*x.shape[:2], -1) for x in (q, k, v)]
+    flat = [jnp.reshape(x, (*x.shape[:2], -1)) for x in (q, k, v)]
     hidden = None if mask is None else mask.astype(jnp.int8)[:, 0]
     return _attention(*flat, hidden, blocks).reshape(q.shape)
 
