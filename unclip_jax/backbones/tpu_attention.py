@@ -78,7 +78,8 @@ def fused_attention(
     assert blocks is not None
     flat = [jnp.reshape(x, (*x.shape[:2], -1)) for x in (q, k, v)]
     hidden = None if mask is None else mask.astype(jnp.int8)[:, 0]
-    return _attention(*flat, hidden, blocks).reshape(q.shape)
+    out: Any = _attention(*flat, hidden, blocks)
+    return out.reshape(q.shape)
 
 
 def _blocks(q: Operand, k: Operand, *, causal: bool, interpret: bool = False) -> Blocks | None:
