@@ -39,6 +39,8 @@ IMAGEN = ("imagen_base", "imagen_sr256", "imagen_sr1024")
 CHAIN = sorted(registry.default_chain(), key=lambda name: name != "prior")  # fastest first
 EXPERIMENTS = (*CHAIN, *IMAGEN, "dalle")
 FSDP = {"dalle": 64}  # 12 billion parameters; other stages are split over 16 chips
+# SAM's copies of the parameters need more memory than a v5e chip has, unless two chips share them.
+TENSOR = {("clip", "v5e:16x16", "cached"): 2}
 VARIANTS = {
     ("clip", "cached"): ("--config.optim.sam_cached=True",),
     ("prior", "plain attention"): ("--plain-attention",),
@@ -72,10 +74,14 @@ class Row(NamedTuple):
 
     def command(self) -> list[str]:
         """Returns the command."""
+        rules: tuple[str, ...] = ()
+        mesh = f"--mesh=data=-1,fsdp={FSDP.get(self.experiment, 16)}"
+        if tensor := TENSOR.get((self.experiment, self.topology, self.variant)):
+            mesh, rules = f"{mesh},tensor={tensor}", ("--config.rules=fsdp_tp",)
         return [
             *("python", "-m", "unclip_jax.plan", f"--config=experiments/{self.experiment}.py"),
             f"--topology={self.topology}",
-            f"--mesh=data=-1,fsdp={FSDP.get(self.experiment, 16)}",
+            *(mesh, *rules),
             "--effort=low",  # a U-Net would take hours with the default
             *VARIANTS.get((self.experiment, self.variant), ()),
         ]
@@ -135,7 +141,7 @@ def plan(row: Row) -> dict[str, Any]:
 
 def table(plans: dict[str, Any]) -> str:
     """Formats the planned rows, and the names of the others."""
-    heads = ("stage", "slice (data x fsdp)", "batch", "fits: peak of HBM per chip, GiB")
+    heads = ("stage", "slice (data x fsdp x tensor)", "batch", "fits: peak of HBM per chip, GiB")
     heads += ("ms per step: compute", "memory", "links", "binds", "step, ms", "MFU, %", "days")
     planned = [row for row in rows() if row.name in plans]
     text = markdown_page.table(heads, [cells(row, plans[row.name]) for row in planned])
@@ -156,9 +162,11 @@ def cells(row: Row, result: dict[str, Any]) -> list[str]:
     mesh, sizes = result["mesh"], result["memory_per_chip"]
     peak = "?" if sizes["peak"] is None else f"{sizes['peak'] / GIB:.1f}"
     fits = "yes" if result["fits"] else "**no**"
+    axes = [mesh[axis] for axis in ("data", "fsdp", "tensor")]
+    sizes_of_mesh = " x ".join(str(size) for size in (axes if axes[2] > 1 else axes[:2]))
     line = [
         row.label,
-        f"{row.topology} ({mesh['data']} x {mesh['fsdp']})",
+        f"{row.topology} ({sizes_of_mesh})",
         f"{result['examples_per_step']:,}",
         f"{fits}: {peak} of {sizes['available'] / GIB:.1f}",
     ]

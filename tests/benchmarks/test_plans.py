@@ -51,9 +51,14 @@ def test_variants_change_their_row_alone():
     cached = plans.Row("clip", "v5e:16x16", "cached")
     assert cached in plans.rows() and cached.name == "clip cached v5e:16x16"
     own = plans.Row("clip", "v5e:16x16")
-    assert cached.command() == [*own.command(), "--config.optim.sam_cached=True"]
-    text = plans.table({cached.name: case(cached)})
-    assert "| clip cached | v5e:16x16" in text
+    assert "--mesh=data=-1,fsdp=16" in own.command() and "--config.rules" not in own.command()
+    assert {"--mesh=data=-1,fsdp=16,tensor=2", "--config.rules=fsdp_tp"} < {*cached.command()}
+    assert cached.command()[-1] == "--config.optim.sam_cached=True"
+    plain = plans.Row("prior", "v4:4x4x4", "plain attention")
+    assert plain.command() == [*plans.Row("prior", "v4:4x4x4").command(), "--plain-attention"]
+    mesh = {"data": 8, "fsdp": 16, "tensor": 2}
+    text = plans.table({cached.name: case(cached, mesh=mesh)})
+    assert "| clip cached | v5e:16x16 (8 x 16 x 2)" in text
     assert "clip on v4:8x8x4, v5e:16x16, v5p:4x4x8, v6e:16x16; clip cached on v4:4x4x4, v5p" in text
 
 

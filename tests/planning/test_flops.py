@@ -69,6 +69,21 @@ def test_the_devices_of_a_manual_region_count_together():
     assert flops.count(split, shape(64, 4), shape(4, 4)).flops == 2 * 64 * 4 * 4
 
 
+def test_nested_manual_regions_count_the_devices_of_each_axis_once():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+
+    def inner(x, w):
+        product = jax.shard_map(
+            jnp.matmul, in_specs=(P("fsdp"), P()), out_specs=P("fsdp"), axis_names={"fsdp"}
+        )
+        return product(x, w)
+
+    outer = jax.shard_map(
+        inner, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"), axis_names={"data"}
+    )
+    assert flops.count(outer, shape(64, 4), shape(4, 4)).flops == 2 * 64 * 4 * 4
+
+
 def brute(size, window, outputs, stride, low, base, dilation) -> int:
     """Positions counted on a row of ones with holes and padding around it."""
     row = np.zeros(4000)

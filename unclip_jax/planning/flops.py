@@ -54,7 +54,8 @@ def _inner(equation: Any) -> Count:
     elif name == "while" and any(part.flops for part in parts):
         unknown.add("while")  # how often it runs is known at run time only
     elif name == "shard_map":
-        times = equation.params["mesh"].size
+        mesh, axes = equation.params["mesh"], equation.params["newly_manual_axes"]
+        times = math.prod(mesh.shape[axis] for axis in axes)
     elif name == "pallas_call":
         grid = equation.params["grid_mapping"].grid
         times = math.prod(side for side in grid if isinstance(side, int))

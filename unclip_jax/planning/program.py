@@ -36,7 +36,7 @@ class Program:
         parameters: of the stage.
         resident: bytes per device that stay allocated between calls, by kind.
         model_flops: of one call over all devices, without recomputation: 3 times the forward pass
-            for training, all FLOPs for sampling.
+            for each gradient that training needs (two with SAM), all FLOPs for sampling.
         traced: FLOPs of one call over all devices as written, recomputation included.
         lowered: ready to compile.
         memory_options: ways to lower the memory of activations, most useful first.
@@ -88,10 +88,10 @@ def train(experiment: Experiment, *, mesh: Mesh) -> Program:
     Raises:
         UserError: see `make_train_program`.
     """
-    stage, config = experiment.build_stage(), experiment.train
+    stage, config, optim = experiment.build_stage(), experiment.train, experiment.optim
     train_program = make_train_program(
         stage,
-        optim=experiment.optim,
+        optim=optim,
         mesh=mesh,
         rules=experiment.rules,
         steps=config.steps,
@@ -118,7 +118,7 @@ def train(experiment: Experiment, *, mesh: Mesh) -> Program:
             "average": place.bytes_per_device(train_program.abstract.ema_params),
             **({"teacher": place.bytes_per_device(teacher)} if teacher else {}),
         },
-        model_flops=_model_flops(stage, plain, batch, key, teacher),
+        model_flops=_model_flops(stage, plain, batch, key, teacher) * (2 if optim.sam else 1),
         traced=flops.of_jaxpr(traced.jaxpr.jaxpr),
         lowered=traced.lower(),
         memory_options=memory_options(experiment, stage),
