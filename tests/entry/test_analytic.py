@@ -69,6 +69,19 @@ def arguments(place, *more):
     return [config, f"--workdir={place}/prior", *data, embeddings, *more]
 
 
+def test_the_prior_is_traced_on_the_mesh(place, monkeypatch):
+    """Kernels are divided over the devices of the mesh that a function is traced on."""
+    meshes, power = [], prior.eps_power
+
+    def record(*args, **options):
+        meshes.append(jax.sharding.get_abstract_mesh())
+        return power(*args, **options)
+
+    monkeypatch.setattr(prior, "eps_power", record)
+    analytic.main(arguments(place, "--examples=32", "--steps=2"))
+    assert meshes and all(mesh.axis_names == ("data", "fsdp", "tensor") for mesh in meshes)
+
+
 def test_the_table_of_a_prior_that_says_nothing_is_the_closed_form(place, capsys):
     analytic.main(arguments(place, "--examples=500"))
     assert "8 steps, 512 examples" in capsys.readouterr().out

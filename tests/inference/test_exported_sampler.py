@@ -16,10 +16,17 @@ import unclip_jax
 from tests import cascades
 from tests.conftest import ROOT
 from unclip_jax import bundle, sample
+from unclip_jax.backbones import attention
 from unclip_jax.core.checks import UserError
 from unclip_jax.engine.handlers import text as text_requests
 from unclip_jax.engine.requests import UpscaleRequest
-from unclip_jax.inference import batch_sampling, exported_sampler, load, text_to_image
+from unclip_jax.inference import (
+    batch_sampling,
+    exported_sampler,
+    load,
+    sampler_export,
+    text_to_image,
+)
 from unclip_jax.inference.cascade import tokenise
 from unclip_jax.version import __version__
 
@@ -94,6 +101,27 @@ def test_a_bundle_is_opened_like_a_run_directory(bundle_path, tmp_path, capsys):
 
 def upscale():
     return UpscaleRequest(images=(np.zeros((16, 16, 3), np.uint8),))
+
+
+def test_a_program_for_several_platforms_has_no_kernel_of_one(run_dir, monkeypatch):
+    """On a GPU or TPU, attention would otherwise be traced for that device alone."""
+    choices, sample_chain = [], text_to_image.sample
+
+    def record(*args, **options):
+        monkeypatch.setattr(attention, "_platform", lambda: "tpu")
+        q = jnp.zeros((1, 16, 2, 64), jnp.bfloat16)
+        choices.append(attention._implementation(q, q, None))
+        monkeypatch.undo()
+        return sample_chain(*args, **options)
+
+    monkeypatch.setattr(text_to_image, "sample", record)
+    loaded = load.load_cascade(run_dir)
+    args = bundle.parser().parse_args(["--out=x", *OPTIONS])
+    options = text_requests.sample_options(bundle.request_of(args), loaded.cascade)
+    sampler_export.program(
+        loaded.cascade, loaded.params, batch_size=1, options=options, platforms=("cpu", "tpu")
+    )
+    assert choices == ["xla"]
 
 
 def test_another_process_draws_the_same_bits_without_the_models(bundle_path, run_dir, tmp_path):

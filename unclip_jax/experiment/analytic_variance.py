@@ -24,7 +24,7 @@ from unclip_jax.experiment import input_pipeline
 from unclip_jax.experiment.config import Experiment
 from unclip_jax.handoff import sidecar
 from unclip_jax.inference.load import load_prior
-from unclip_jax.parallel.mesh import MeshConfig, make_mesh, replicated
+from unclip_jax.parallel.mesh import MeshConfig, make_mesh, replicated, traced_on
 from unclip_jax.parallel.place import global_batch
 from unclip_jax.stages import prior
 from unclip_jax.stages.prior import PriorStageConfig
@@ -113,7 +113,7 @@ def measure(
     def power(params, batch, key):
         return prior.eps_power(cfg, params, batch, timesteps=grid, key=key)
 
-    compiled = jax.jit(power, out_shardings=replicated(mesh))
+    compiled = jax.jit(traced_on(mesh, power), out_shardings=replicated(mesh))
     key = rng.fold(jax.random.key(seed), "analytic")
     means: list[np.ndarray] = []
     examples = 0

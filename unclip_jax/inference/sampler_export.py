@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
+from unclip_jax.backbones import attention
 from unclip_jax.conditioning.captions import TokenIds
 from unclip_jax.core import digests, trees
 from unclip_jax.core.checks import UserError, in_range, one_of
@@ -138,7 +139,8 @@ def program(
     )
     indices = shaped((batch_size,), jnp.int32)
     exporting = export.export(jax.jit(run), platforms=list(platforms))
-    return exporting(weights, tokens, shaped((), jnp.int32), indices)
+    with attention.plain():  # the programs of all platforms share one trace
+        return exporting(weights, tokens, shaped((), jnp.int32), indices)
 
 
 def _checked(batch_sizes: Sequence[int]) -> tuple[int, ...]:
