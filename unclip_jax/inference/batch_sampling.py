@@ -244,10 +244,12 @@ def _check_upsampler(stage: CascadeStage, *, guidance: float | None, level: floa
         )
     most = cfg.augment.most
     if level is not None and level > most:
-        learned = f"with levels up to {most:g}" if most else "without noise"
+        learned, advice = "without noise", "leave it out"
+        if most:
+            learned, advice = f"with levels up to {most:g}", f"give at most {most:g}"
         raise UserError(
             f"--upsampler-level is {level:g}, but the {stage.name} was trained {learned} on its "
-            f"low-res images; give at most {most:g}, or leave it out."
+            f"low-res images; {advice}."
         )
 
 
