@@ -25,7 +25,8 @@ from unclip_jax.stages import registry
 TITLE = "# Memory and cost on TPUs\n\nWritten by `python -m benchmarks.plans`.\n\n"
 SLICES = ("v4:4x4x4", "v5e:16x16", "v5p:4x4x4", "v6e:8x8")
 OTHERS = {
-    # Convolutions of fewer than eight images per chip are padded: 512 images, 64 chips.
+    # Convolutions of fewer than eight images per chip are padded: 512 or 1,024 images, 64 chips.
+    ("upsampler_256", "v5e:16x16"): "v5e:8x8",
     ("upsampler_1024", "v5e:16x16"): "v5e:8x8",
     # A replica of 64 pairs (SAM) has parameters of its own: 32,768 pairs are 512 replicas.
     ("clip", "v4:4x4x4"): "v4:8x8x4",
