@@ -77,9 +77,9 @@ def rates(images: Images, portraits: Sequence[Portrait]) -> dict[str, Any]:
     pairs = list(zip(results, portraits, strict=True))
     total = len(pairs)
     same = {name: sum(_value(a, name) == _value(b, name) for a, b in pairs) for name in OTHERS}
-    kept = sum(all(_value(a, name) == _value(b, name) for name in OTHERS) for a, b in pairs)
+    intact = sum(all(_value(a, name) == _value(b, name) for name in OTHERS) for a, b in pairs)
     changed = sum(a.hair_colour == TO and "hair_colour" not in hidden(a) for a, _ in pairs)
-    counts = {"changed": changed, "kept": kept, **same}
+    counts = {"changed": changed, "kept": intact, **same}
     return {name: intervals.wilson(hits, total)._asdict() for name, hits in counts.items()}
 
 

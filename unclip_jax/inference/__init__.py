@@ -7,6 +7,7 @@ sampler as one file, which exported_sampler.py runs. Start at cascade.py, then t
 """
 
 MAY_IMPORT: tuple[str, ...] = (
+    "backbones.attention",
     "conditioning",
     "core",
     "data",
