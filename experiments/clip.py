@@ -84,7 +84,8 @@ def portraits() -> ConfigDict:
 
 
 def portraits_long() -> ConfigDict:
-    # A mouth takes 2,000 steps to be recognised, a goatee more than 6,000 (docs/portraits.md).
+    # A linear map reads 0.69 of the mouths from z_img after 400 steps and 0.99 after 4,500; goatees
+    # take more than 6,000 (docs/portraits.md).
     config = portraits()
     config.size = "portraits_long"
     config.train.steps, config.train.eval_every = 8000, 1000

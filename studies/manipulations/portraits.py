@@ -8,7 +8,6 @@ of hair are those of the portrait. Some are lost by the upsampler and the decode
 is measured for reconstructions.
 """
 
-import argparse
 import itertools
 import json
 import pathlib
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from tqdm import tqdm
 
 from studies import provenance
@@ -29,7 +29,9 @@ from unclip_jax.data import sources
 from unclip_jax.data.sources import Source
 from unclip_jax.engine.image_inputs import InputImage
 from unclip_jax.engine.inference_engine import InferenceEngine
+from unclip_jax.engine.request_base import MAX_IMAGES
 from unclip_jax.engine.requests import ReconstructRequest, TextDiffRequest
+from unclip_jax.handoff import shipped
 from unclip_jax.metrics import intervals, portraits_detector
 from unclip_jax.portraits import scene
 from unclip_jax.portraits.scene import Portrait, hidden
@@ -37,7 +39,6 @@ from unclip_jax.portraits.scene import Portrait, hidden
 FROM, TO = "red", "blue"
 CAPTIONS = tuple(f"a person with {colour} hair" for colour in (FROM, TO))
 OTHERS = tuple(name for name in scene.PortraitSpec.__annotations__ if name != "hair_colour")
-MAX_IMAGES = 1000
 
 
 def select(source: Source, num: int) -> list[int]:
@@ -54,21 +55,19 @@ def select(source: Source, num: int) -> list[int]:
 
 def measure(engine: InferenceEngine, images: list[InputImage], scenes: list[str]) -> dict[str, Any]:
     """Computes the shares of edits and reconstructions that change and keep what they should."""
-    before, after = CAPTIONS
-    requests = {
-        "text diff": lambda image: TextDiffRequest(
-            image=image, target=after, source=before, frames=2
-        ),
-        "reconstruction": lambda image: ReconstructRequest(images=(image,)),
-    }
     portraits = [scene.from_json(text) for text in scenes]
+    edited = [_last_frame(engine, image) for image in tqdm(images, desc="text diffs", unit="image")]
+    reconstructed = engine.run(ReconstructRequest(images=tuple(images))).images
     return {
-        name: rates(
-            np.stack([engine.run(request(image)).images[-1] for image in tqdm(images, desc=name)]),
-            portraits,
-        )
-        for name, request in requests.items()
+        "text diff": rates(np.stack(edited), portraits),
+        "reconstruction": rates(reconstructed, portraits),
     }
+
+
+def _last_frame(engine: InferenceEngine, image: InputImage) -> UInt8[np.ndarray, "h w 3"]:
+    before, after = CAPTIONS
+    request = TextDiffRequest(image=image, target=after, source=before, frames=2)
+    return engine.run(request).images[-1]
 
 
 def rates(images: Images, portraits: Sequence[Portrait]) -> dict[str, Any]:
@@ -102,7 +101,9 @@ def main(argv: Sequence[str]) -> None:
         prog="python -m studies.manipulations.portraits",
         description="Measure text diffs of portraits.",
     )
-    parser.add_argument("--models", help="run directory; default: the installed models")
+    parser.add_argument(
+        "--models", type=pathlib.Path, help="run directory; default: the installed models"
+    )
     data_flags.add(parser)
     parser.add_argument("--split", default="validation")
     parser.add_argument("--num", type=int, default=64, help="number of portraits")
@@ -112,7 +113,7 @@ def main(argv: Sequence[str]) -> None:
     check_output(args.out)
     source = sources.open_source(args.data, split=args.split, keys=data_flags.keys(args))
     examples = read_examples(source, select(source, args.num))
-    engine = _open(args)
+    engine = InferenceEngine.open(args.models or shipped.run_directory())
     result = {
         **provenance.environment(),
         "num": len(examples.images),
@@ -123,12 +124,6 @@ def main(argv: Sequence[str]) -> None:
     for name in ("text diff", "reconstruction"):
         line = ", ".join(f"{key} {rate['value']:.2f}" for key, rate in result[name].items())
         sys.stdout.write(f"{name}: {line}\n")
-
-
-def _open(args: argparse.Namespace) -> InferenceEngine:
-    import unclip_jax
-
-    return unclip_jax.open() if args.models is None else unclip_jax.open(args.models)
 
 
 if __name__ == "__main__":

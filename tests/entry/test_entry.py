@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import pytest
 
@@ -31,6 +32,16 @@ def test_success_and_other_statuses(capsys: pytest.CaptureFixture[str]):
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]):
     error = UserError("two\nlines   become one.")
     assert outcome(error, capsys) == (2, "error: two lines become one.\n")
+
+
+def test_warnings_of_this_project_are_one_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # restored afterwards
+    with pytest.raises(SystemExit):
+        entry.run(lambda: None)
+    own = warnings.formatwarning("slower", UserWarning, entry.__file__, 3)
+    assert own == "warning: slower\n"
+    foreign = warnings.formatwarning("old", UserWarning, pytest.__file__, 3)
+    assert foreign.startswith(f"{pytest.__file__}:3: UserWarning: old")
 
 
 def test_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]):

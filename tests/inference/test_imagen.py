@@ -290,7 +290,8 @@ def test_settings_that_upsamplers_were_not_trained_for_is_rejected(loaded):
     most = stage.config.augment.most
     assert 0 < most < 1
     message = rf"--upsampler-level is 1, but the upsampler_256 was trained with levels up to {most}"
-    with pytest.raises(UserError, match=message):
+    advice = rf" on its low-res images; give at most {most}\.$"
+    with pytest.raises(UserError, match=message + advice):
         set_upsamplers(loaded.cascade, level=1.0)
     bare = loaded.cascade.without_upsamplers()
     for name, value in {"guidance": 2.0, "steps": "3", "level": 0.1}.items():
@@ -298,7 +299,8 @@ def test_settings_that_upsamplers_were_not_trained_for_is_rejected(loaded):
         with pytest.raises(UserError, match=message):
             set_upsamplers(bare, **{name: value})
     plain = Cascade.of(upsampler_256=tiny.experiment("upsampler_256").model)
-    with pytest.raises(UserError, match="level is 0.1, but the upsampler_256 was trained without"):
+    message = r"level is 0.1, but the upsampler_256 was trained without noise .*; leave it out\.$"
+    with pytest.raises(UserError, match=message):
         set_upsamplers(plain, level=0.1)
     with pytest.raises(UserError, match="guidance is 2, but the upsampler_256 reads no captions"):
         set_upsamplers(plain, guidance=2.0)

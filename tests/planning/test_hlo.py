@@ -285,13 +285,20 @@ HloModule step
   ROOT %c = bf16[24,64,128]{2,1,0} dynamic-update-slice(%u, %r, %k, %none, %none)
 }
 
+%outer (u.1: bf16[24,64,128], k.1: s32[], v.1: bf16[64,128]) -> bf16[24,64,128] {
+  %u.1 = bf16[24,64,128]{2,1,0} parameter(0)
+  %k.1 = s32[] parameter(1)
+  %v.1 = bf16[64,128]{1,0} parameter(2)
+  ROOT %c.1 = bf16[24,64,128]{2,1,0} fusion(%u.1, %k.1, %v.1), kind=kLoop, calls=%update
+}
+
 ENTRY %main (a: bf16[24,64,128], m: bf16[128,128], n: s32[]) -> bf16[24,64,128] {
   %a = bf16[24,64,128]{2,1,0} parameter(0)
   %m = bf16[128,128]{1,0} parameter(1)
   %n = s32[]{:S(6)} parameter(2)
-  %f = bf16[64,128]{1,0} fusion(%m, %a, %n), kind=kOutput, calls=%product
+  %f = bf16[64,128]{1,0} fusion(%m, %a, %n), calls=%product, c={"estimated_cycles":"7"}
   %g = bf16[64,128]{1,0} custom-call(%f), custom_call_target="tpu_custom_call"KERNEL
-  ROOT %o = bf16[24,64,128]{2,1,0} fusion(%a, %n, %g), kind=kLoop, calls=%update
+  ROOT %o = bf16[24,64,128]{2,1,0} fusion(%a, %n, %g), kind=kLoop, calls=%outer
 }
 """
 STATED = ', config={"cost_estimate":{"flops":"1000","transcendentals":"5"}}'

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -13,9 +15,10 @@ from tests import cascades
 from unclip_jax import prepare
 from unclip_jax.core.checks import UserError
 from unclip_jax.data import sources
+from unclip_jax.engine.image_inputs import InputImage
 from unclip_jax.metrics import shapes_detector
 from unclip_jax.portraits import render as portrait_render
-from unclip_jax.portraits import vocabulary
+from unclip_jax.portraits import scene, vocabulary
 from unclip_jax.portraits.scene import Portrait
 from unclip_jax.shapes import render
 from unclip_jax.shapes.scene import Scene, SceneObject
@@ -176,6 +179,28 @@ def test_portraits_are_read_without_the_colour_of_their_hair():
         "eyes": 3,  # hidden behind the glasses
     }
     assert all(rate["total"] == 4 for rate in rates.values())
+
+
+def test_the_last_frame_of_a_text_diff_and_whole_reconstructions_are_judged():
+    plain = Portrait(**{name: values[0] for name, values in vocabulary.ATTRIBUTES.items()})
+    red = dataclasses.replace(plain, hair="bob", hair_colour="red", background="yellow")
+    blue = dataclasses.replace(red, hair_colour="blue")
+    red_image, blue_image = portrait_render.render([red, blue], size=64)
+
+    class Engine:
+        def run(self, request):
+            if request.name == "reconstruct":
+                return SimpleNamespace(images=np.stack([red_image] * len(request.images)))
+            assert (request.source, request.target) == portraits.CAPTIONS
+            return SimpleNamespace(images=np.stack([red_image, blue_image]))
+
+    images = [InputImage(red_image, "", "")] * 3
+    result = portraits.measure(Engine(), images, [scene.to_json(red, ())] * 3)
+    assert {name: rates["changed"]["hits"] for name, rates in result.items()} == {
+        "text diff": 3,
+        "reconstruction": 0,
+    }
+    assert all(rates["kept"]["hits"] == 3 for rates in result.values())
 
 
 def test_the_study_of_portraits_edits_those_with_red_hair(tmp_path, capsys):

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int8
 LANES = 128
 LANES_PER_PROGRAM = 512  # about; wider programs hide the cost of starting one
 MOST_SCORES = 2**19  # of one head in one program; 2 MiB in float32
-MOST_BYTES = 12 * 2**20  # of one program, out of 16 MiB that a kernel may use
+MOST_BYTES = 12 * 2**20  # of one program by `_bytes`; kernels may use 16 MiB by default
 HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)  # score of a hidden key, as in jax.nn
 
 
@@ -73,7 +73,7 @@ def fused_attention(
     causal: bool = False,
     interpret: bool = False,
 ) -> Float[Array, " b l n k"]:
-    """Computes attention as `layers.attention` does, for inputs with `unsupported(...) == ""`."""
+    """Computes attention as `attention.attention` does, where `unsupported` finds no reason."""
     blocks = _blocks(q, k, causal=causal, interpret=interpret)
     assert blocks is not None
     flat = [jnp.reshape(x, (*x.shape[:2], -1)) for x in (q, k, v)]
@@ -110,11 +110,13 @@ def _queries(length: int, keys: int) -> int:
 
 
 def _bytes(queries: int, keys: int, lanes: int) -> int:
-    """Estimates the on-chip memory of a backward program."""
+    """Estimates the on-chip memory of a backward program, which needs more than a forward one."""
     padded = -(-keys // LANES) * LANES
-    pipelined = 2 * 2 * lanes * (3 * queries + 4 * padded)  # two buffers in bfloat16
-    accumulators = 2 * 4 * lanes * padded
-    return pipelined + accumulators + 3 * 4 * queries * padded
+    rows = 3 * queries + 4 * padded  # q, g, dq; k, v, dk, dv
+    buffers = 2 * 2 * lanes * rows  # in bfloat16, one to compute with while another is copied
+    sums = 2 * 4 * lanes * padded  # of dk and dv, in float32
+    scores = 3 * 4 * queries * padded  # weights and two gradients of one head, in float32
+    return buffers + sums + scores
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

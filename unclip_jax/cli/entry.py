@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 from unclip_jax.core.checks import UserError
 
 _BACKENDS = os.path.join("jax", "_src", "xla_bridge.py")  # where JAX starts its devices
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_FORMAT = warnings.formatwarning
 # Errors of the file system that a user can fix, with advice.
 _ADVICE = {
     errno.ENOSPC: "free space and run the same command again",
@@ -35,6 +37,7 @@ def run(main: Callable[[], Any]) -> NoReturn:
     UNCLIP_TRACEBACK=1 shows tracebacks.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")  # about notes in images; see image_codec
+    warnings.formatwarning = _warning_text
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be UTF-8
             stream.reconfigure(errors="backslashreplace")
@@ -53,6 +56,13 @@ def run(main: Callable[[], Any]) -> NoReturn:
         _say(f"error: {line}")
         status = 2
     sys.exit(status)
+
+
+def _warning_text(message: Any, category: Any, filename: str, *place: Any) -> str:
+    """Formats a warning of this project as one line, others as Python does."""
+    if filename.startswith(_PACKAGE):
+        return f"warning: {message}\n"
+    return _FORMAT(message, category, filename, *place)
 
 
 def _platform_line(error: BaseException) -> str | None:
