@@ -13,8 +13,9 @@ from unclip_jax.data import image_codec, sources
 from unclip_jax.data.sources import Source
 from unclip_jax.engine import image_inputs
 from unclip_jax.engine.inference_engine import InferenceEngine
-from unclip_jax.metrics import frechet, scores
+from unclip_jax.metrics import frechet, scores, worlds
 from unclip_jax.metrics.intervals import IntervalEstimate
+from unclip_jax.metrics.worlds import WorldChecks
 
 BATCH = 50  # captions per batch
 REFERENCE = 2000  # training images of the reference distribution
@@ -32,7 +33,7 @@ class EvaluationSet:
 
     Attributes:
         captions: one per image, equal ones adjacent.
-        scenes: scene of the true image of each caption, as JSON; "" outside the shapes world.
+        scenes: scene of the true image of each caption, as JSON; "" outside the procedural worlds.
         z_img: [images z] embeddings of the true images.
         z_txt: [images z] embeddings of the captions.
         images_per_caption: number of images of each caption.
@@ -131,7 +132,7 @@ def select(
 
     Args:
         engine: the models, whose CLIP embeds captions and images.
-        data: prepared data set of the shapes world.
+        data: prepared data set of a procedural world.
         split: split of the captions; the reference is always "train".
         num: number of captions.
         images: images per caption.
@@ -143,7 +144,7 @@ def select(
     records = [r for r in (source[i] for i in range(len(source))) if r["scene"]][:num]
     if len(records) < max(num, 2):
         raise UserError(
-            f"split {split!r} of {data} has {len(records)} examples of the shapes world; "
+            f"split {split!r} of {data} has {len(records)} examples with a scene; "
             f"--num={num} asks for others. Give 2 to {len(records)}."
         )
     training_images = sources.open_source(data, split="train")
@@ -151,6 +152,22 @@ def select(
     examples = build(engine, records, reference=reference, images_per_caption=images)
     true = [image_codec.decode(record["image"]) for record in records for _ in range(images)]
     return examples, np.stack(true)
+
+
+def world_of(captions: Sequence[str]) -> WorldChecks:
+    """Returns the world of captions or scenes.
+
+    Raises:
+        UserError: they do not belong to one procedural world.
+    """
+    world = worlds.world_of(captions)
+    if world is None:
+        names = " or ".join(each.name for each in worlds.WORLDS)
+        raise UserError(
+            f"these {len(captions)} captions do not belong to one procedural world ({names}); give "
+            "a data set of one of them."
+        )
+    return world
 
 
 def embed_records(engine: InferenceEngine, records: Sequence[Record]) -> np.ndarray:

@@ -18,7 +18,7 @@ class StudyConfig:
     """Data and sizes of a study.
 
     Attributes:
-        data: prepared data set of the shapes world.
+        data: prepared data set of a procedural world.
         work: folder of the stages that the study trains, and of results.
         out: page to write.
         split: split of the data set.

@@ -94,7 +94,7 @@ def parser() -> Parser:
     )
     add = parser.add_argument
     add("--models", type=pathlib.Path, required=True, help="run directory")
-    add("--data", type=pathlib.Path, help="prepared shapes [MODELS/data]")
+    add("--data", type=pathlib.Path, help="prepared data of shapes or portraits [MODELS/data]")
     add("--embeddings", type=pathlib.Path, help="embeddings of `embed` [MODELS/embeddings]")
     add("--work", type=pathlib.Path, help="folder of baselines and results [MODELS_findings]")
     add("--out", type=pathlib.Path, help="report [WORK/findings.md]")

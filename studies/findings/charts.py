@@ -15,8 +15,8 @@ LABELS = {
     "diversity": "diversity within a caption",
     "guidance": "guidance scale",
     "components": "principal components",
-    "coarse": "coarse: background, count, colour",
-    "fine": "fine: shape, size, relation",
+    "coarse": "coarse attributes",
+    "fine": "fine attributes",
 }
 
 

@@ -24,6 +24,7 @@ from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.inference import batch_sampling, load, text_to_image
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.metrics import frechet
+from unclip_jax.metrics.worlds import WorldChecks
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import batch_sharding, replicated, sampling_mesh, traced_on
 from unclip_jax.stages.prior_ar import PriorArStageConfig
@@ -82,13 +83,18 @@ class Harness:
         records = [r for r in (source[i] for i in range(len(source))) if r["scene"]]
         if accept is None and (len(records) < num or num < 2):
             raise UserError(
-                f"split {split!r} of {data} has {len(records)} examples of the shapes world; "
+                f"split {split!r} of {data} has {len(records)} examples with a scene; "
                 f"--num={num} asks for others. Give 2 to {len(records)}."
             )
         records = [r for r in records if accept is None or accept(str(r["caption"]))][:num]
         return evaluation_set.build(
             self.main, records, reference=self.reference, images_per_caption=images
         )
+
+    @functools.cached_property
+    def world(self) -> WorldChecks:
+        """The procedural world of the captions."""
+        return evaluation_set.world_of(self.examples.captions)
 
     @functools.cached_property
     def training_embeddings(self) -> np.ndarray:

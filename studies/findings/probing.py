@@ -1,7 +1,7 @@
 """The content of the first principal components of z_img, seen through the decoder."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,14 +22,30 @@ ABOUT = (
     "True z_img are reconstructed from their first components and decoded without a caption, with "
     "fixed noise. The image is checked against the original scene. *kept*: how far a group of "
     "rates has moved from its value without components (the mean embedding) to its value with all "
-    "components. Coarse: background, count, colour; fine: shape, size, relation."
+    "components."
 )
 CHART = ("curves", "components", ("coarse", "fine"))
-COARSE, FINE = ("background", "count", "colour"), ("shape", "size", "relation")
+
+
+class Groups(NamedTuple):
+    """The attributes of a world's scenes, by the area that they take up in an image."""
+
+    coarse: tuple[str, ...]
+    fine: tuple[str, ...]
+
+
+GROUPS = {
+    "shapes": Groups(("background", "count", "colour"), ("shape", "size", "relation")),
+    "portraits": Groups(
+        ("background", "hair", "hair_colour", "clothes", "clothes_colour"),
+        ("facial_hair", "glasses", "eyes", "mouth"),
+    ),
+}
 
 
 def measure(harness: Harness) -> dict[str, Any]:
     """Decodes from ever more components."""
+    coarse, fine = GROUPS[harness.world.name]
     examples = harness.select(num=harness.config.num, images=1)
     counts = (0, *pca_probe.default_counts(examples.z_img.shape[1]))
     pca = pca_probe.fit(harness.training_embeddings)
@@ -50,21 +66,22 @@ def measure(harness: Harness) -> dict[str, Any]:
             "name": f"{count} of {counts[-1]}",
             "components": count,
             "variance": float(share[count - 1]) if count else 0.0,
-            "coarse": _rate(entry, COARSE, examples),
-            "fine": _rate(entry, FINE, examples),
-            **{name: examples.mean(entry.correct[name])._asdict() for name in (*COARSE, *FINE)},
+            "coarse": _rate(entry, coarse, examples),
+            "fine": _rate(entry, fine, examples),
+            **{name: examples.mean(entry.correct[name])._asdict() for name in (*coarse, *fine)},
         }
         for count, entry in zip(counts, scored, strict=True)
     ]
 
     def difference(captions: np.ndarray) -> float:
         rows = examples.rows(captions)
-        return retained(scored, COARSE, rows) - retained(scored, FINE, rows)
+        return retained(scored, coarse, rows) - retained(scored, fine, rows)
 
     name = "share kept by few components (mean over counts), coarse - fine"
     estimate = statistics.interval(difference, examples.count)
     test = statistics.inequality(name, estimate, captions=examples.count)
-    return {"rows": rows, "tests": [test]}
+    note = f"Coarse: {', '.join(coarse)}; fine: {', '.join(fine)}.".replace("_", " ")
+    return {"rows": rows, "tests": [test], "note": note}
 
 
 def retained(scored: Sequence[ScoredImages], names: Sequence[str], rows: np.ndarray) -> float:

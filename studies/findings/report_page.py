@@ -21,10 +21,10 @@ WORDS = {
 FACTS = ("name", "line", "note", "guidance", "components", "steps")  # entries of rows, not columns
 INTRODUCTION = """# Tests of the paper's claims in miniature
 
-This page tests claims of *Hierarchical Text-Conditional Image Generation with CLIP Latents* in the
-procedural world of `shapes`, where the exact checker evaluates every image. The paper makes these
-claims for models that are some thousand times as large and trained on photographs. A claim that
-does not hold here may well hold there.
+This page tests claims of *Hierarchical Text-Conditional Image Generation with CLIP Latents* in a
+procedural world, whose exact checker evaluates every image. The paper makes these claims for models
+that are some thousand times as large and trained on photographs. A claim that does not hold here
+may well hold there.
 """
 RULES = """Each claim is about one or several differences. It
 

@@ -18,10 +18,12 @@ from unclip_jax.core.checks import UserError
 from unclip_jax.experiment import loading
 from unclip_jax.handoff import export, load
 from unclip_jax.handoff.manifest import Manifest
-from unclip_jax.metrics import frechet
+from unclip_jax.metrics import frechet, worlds
 from unclip_jax.metrics.intervals import IntervalEstimate
-from unclip_jax.metrics.shapes_checker import ATTRIBUTES
+from unclip_jax.metrics.shapes_checker import ATTRIBUTES, CRITERIA
 from unclip_jax.objectives.gaussian import SamplingConfig
+from unclip_jax.portraits import render as portraits_render
+from unclip_jax.portraits import world as portraits_world
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 3
@@ -145,7 +147,7 @@ def test_two_equal_images_of_a_caption_have_no_diversity():
 def scored_images(**correct):
     nothing = dict.fromkeys(ATTRIBUTES, np.full(2, np.nan))
     case = {name: np.array(values, float) for name, values in correct.items()}
-    return scoring.ScoredImages(np.zeros((2, 8)), {**nothing, **case})
+    return scoring.ScoredImages(np.zeros((2, 8)), {**nothing, **case}, CRITERIA)
 
 
 def test_attributes_that_the_caption_does_not_name_are_not_counted():
@@ -184,6 +186,63 @@ def test_colours_are_swapped_and_nothing_else(caption, expected):
 )
 def test_captions_without_two_unlike_objects_are_left_out(caption):
     assert not binding.unlike(caption)
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        (
+            "a person with curly red hair, in a blue hoodie",
+            "a person with curly blue hair, in a red hoodie",
+        ),
+        (  # the background has one of the colours, and is named first in neither
+            "a person with pink hair, smiling, in a green t-shirt, on a green background",
+            "a person with green hair, smiling, in a pink t-shirt, on a green background",
+        ),
+    ],
+)
+def test_colours_of_hair_and_clothes_are_swapped_and_nothing_else(caption, expected):
+    assert binding.differently_coloured(caption)
+    assert binding.swap_hair_and_clothes(caption) == expected
+    assert binding.swap_hair_and_clothes(expected) == caption
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "a person with red hair, in a red hoodie",
+        "a person with red hair, in a hoodie",
+        "a person with blonde hair, in a blue hoodie",  # clothes are never blonde
+        "a person with red hair, in a purple hoodie",  # hair is never purple
+        "a person with spiky hair, on a blue background",
+    ],
+)
+def test_portraits_whose_colours_cannot_be_exchanged_are_left_out(caption):
+    assert not binding.differently_coloured(caption)
+
+
+@pytest.mark.parametrize("world", worlds.WORLDS, ids=lambda world: world.name)
+def test_every_criterion_of_a_world_is_coarse_or_fine(world):
+    groups = probing.GROUPS[world.name]
+    assert sorted((*groups.coarse, *groups.fine)) == sorted(world.criteria)
+    assert {*binding.BINDINGS[world.name].columns} <= {*world.attributes}
+
+
+def test_images_of_portraits_are_scored_by_their_world():
+    example = portraits_world.example("validation", seed=0, index=0)
+    other = portraits_world.example("validation", seed=0, index=1)
+    images = portraits_render.render([example.portrait, other.portrait], size=64)
+    world = evaluation_set.world_of([example.captions[0]])
+    verdicts = world.check(images, [example.captions[0]] * 2)
+    scored = scoring.ScoredImages.from_verdicts(np.zeros((2, 8)), verdicts, world)
+    assert world.name == "portraits" and scored.criteria == world.criteria
+    assert scored.followed[0] == 1.0 > scored.followed[1]
+    assert scored.correct["joint"].tolist() == [1.0, 0.0]
+
+
+def test_captions_of_no_world_cannot_be_scored():
+    with pytest.raises(UserError, match="these 2 captions do not belong to one procedural world"):
+        evaluation_set.world_of(["a photograph", "a red circle"])
 
 
 def test_the_ladder_of_steps_keeps_to_the_chain():
@@ -274,7 +333,7 @@ LENGTHS = (f"--decoder-steps={STEPS}", f"--prior-steps={STEPS}")
         (["--out=page.txt"], "--out is 'page.txt'; give a name that ends in .md"),
         (["--out=nowhere/page.md"], "there is no such folder; create it first"),
         (["--nonsense=1"], "unknown argument '--nonsense=1'; overrides begin with --config."),
-        (["--num=17"], "has 16 examples of the shapes world; --num=17"),
+        (["--num=17"], "has 16 examples with a scene; --num=17"),
         (["--split=test"], "has no split 'test'"),
         (["--data=nowhere"], "no data set at nowhere"),
     ],

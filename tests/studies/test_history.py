@@ -19,7 +19,7 @@ from unclip_jax.handoff import load as exports
 from unclip_jax.handoff.export import replace_manifest
 from unclip_jax.inference import load
 from unclip_jax.metrics import frechet
-from unclip_jax.metrics.shapes_checker import ATTRIBUTES
+from unclip_jax.metrics.shapes_checker import ATTRIBUTES, CRITERIA
 
 STEPS = 6
 
@@ -132,7 +132,7 @@ def test_scores_are_means_over_images_that_the_caption_names():
     correct = {name: np.full(8, np.nan) for name in ATTRIBUTES}
     correct["count"] = np.ones(8)  # every caption names one
     correct["colour"] = np.array([1, 1, 0, 0, 1, 0, np.nan, np.nan])
-    row = measurement.scores(examples, measurement.ScoredImages(z, correct))
+    row = measurement.scores(examples, measurement.ScoredImages(z, correct, CRITERIA))
     assert row["colour"]["value"] == pytest.approx(0.5)
     assert row["followed"]["value"] == pytest.approx((1 + 1 + 0.5 + 0.5 + 1 + 0.5 + 1 + 1) / 8)
     assert row["frechet"] == pytest.approx(0.0, abs=1e-9)

@@ -22,6 +22,7 @@ class WorldChecks(NamedTuple):
         report: returns the pass rates of verdicts, per attribute.
         summary: attributes shown in tables.
         criteria: attributes judged from the caption alone, whose conjunction is "joint".
+        attributes: all attributes of a verdict, true, false or None.
     """
 
     name: str
@@ -30,6 +31,7 @@ class WorldChecks(NamedTuple):
     report: Callable[[Sequence[Any]], dict[str, Rate]]
     summary: tuple[str, ...]
     criteria: tuple[str, ...]
+    attributes: tuple[str, ...]
 
 
 WORLDS: tuple[WorldChecks, ...] = tuple(
@@ -40,6 +42,7 @@ WORLDS: tuple[WorldChecks, ...] = tuple(
         checker.report,
         checker.SUMMARY,
         checker.CRITERIA,
+        checker.ATTRIBUTES,
     )
     for name, checker in (("shapes", shapes_checker), ("portraits", portraits_checker))
 )
