@@ -79,7 +79,7 @@ def differently_coloured(caption: str) -> bool:
 def swap_hair_and_clothes(caption: str) -> str:
     """Returns a caption of portraits with the colours of hair and clothes exchanged."""
     spec = portraits_checker.as_spec(caption)
-    hair, clothes = spec.hair_colour, spec.clothes_colour
+    hair, clothes = str(spec.hair_colour), str(spec.clothes_colour)
     expected = dataclasses.replace(spec, hair_colour=clothes, clothes_colour=hair)
     words, exchange = caption.split(), {hair: clothes, clothes: hair}
     places = [i for i, word in enumerate(words) if word in exchange]

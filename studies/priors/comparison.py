@@ -14,7 +14,7 @@ from unclip_jax.evaluation import cascade
 from unclip_jax.inference import text_to_image
 from unclip_jax.inference.cascade import Cascade
 from unclip_jax.inference.text_to_image import SampleOptions
-from unclip_jax.metrics import embeddings, frechet, shapes_checker
+from unclip_jax.metrics import embeddings, frechet, worlds
 from unclip_jax.planning import flops
 
 GUIDANCE = (1.0, 2.0, 4.0)  # scales of the diffusion prior
@@ -94,7 +94,7 @@ class PriorComparison:
             row["flops"] = count_flops(engine, self.examples.captions[0], source.options)
         row["embeddings"] = score_embeddings(z_img, self.examples)
         if self._rates:
-            row["checker"] = shapes_checker.as_json(self._rates(z_img[: self.num], source.name))
+            row["checker"] = worlds.as_json(self._rates(z_img[: self.num], source.name))
         return row
 
     def sample(self, engine: InferenceEngine, options: SampleOptions) -> tuple[np.ndarray, float]:

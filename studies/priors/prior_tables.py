@@ -3,7 +3,7 @@
 from typing import Any
 
 from benchmarks.markdown_page import interval, table
-from unclip_jax.metrics.shapes_checker import SUMMARY
+from unclip_jax.metrics.worlds import SUMMARY
 
 TITLE = (
     "# Comparison of the priors\n\nWritten by `python -m studies.priors`: see docs/priors.md.\n\n"

@@ -8,7 +8,8 @@ import pytest
 
 from tests.shapes import scenes
 from unclip_jax.core.checks import UserError
-from unclip_jax.metrics.shapes_checker import ATTRIBUTES, as_json, check, report, table
+from unclip_jax.metrics import worlds
+from unclip_jax.metrics.shapes_checker import ATTRIBUTES, check, report, table
 from unclip_jax.shapes import grammar, render, scene, world
 from unclip_jax.shapes.scene import ObjectSpec, Scene, SceneSpec
 from unclip_jax.shapes.vocabulary import BACKGROUNDS, INVERSE, SHAPES, SIZES
@@ -221,7 +222,7 @@ def test_rates_are_json_ready_without_what_no_caption_names():
     rates = report(
         check(render.render(actual, size=32), ["a red star", "a blue star", "a red star"])
     )
-    result = json.loads(json.dumps(as_json(rates)))
+    result = json.loads(json.dumps(worlds.as_json(rates)))
     assert {name for name, rate in rates.items() if not rate.total} >= {"background", "relation"}
     assert result.keys() == {name for name, rate in rates.items() if rate.total}
     assert (result["colour"]["hits"], result["colour"]["total"]) == (2, 3)

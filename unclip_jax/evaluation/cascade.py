@@ -26,7 +26,7 @@ from unclip_jax.inference import batch_sampling, load, text_to_image
 from unclip_jax.inference.cascade import Captions, tokenise
 from unclip_jax.inference.load import LoadedCascade
 from unclip_jax.inference.text_to_image import CONDITIONS, SampleOptions
-from unclip_jax.metrics import shapes_checker, worlds
+from unclip_jax.metrics import worlds
 from unclip_jax.metrics.intervals import Rate
 from unclip_jax.metrics.psnr import psnr
 from unclip_jax.parallel.mesh import sampling_mesh
@@ -92,7 +92,7 @@ def evaluate_cascade(config: CascadeConfig) -> dict[str, Any]:
         rates = follow_captions(
             loaded, records[: config.num], seed=config.seed, best_of=config.best_of
         )
-        result["checker"] = {name: shapes_checker.as_json(rate) for name, rate in rates.items()}
+        result["checker"] = {name: worlds.as_json(rate) for name, rate in rates.items()}
     return result
 
 
@@ -225,7 +225,7 @@ def reconstruction(loaded: LoadedCascade, records: Sequence[Record]) -> dict[str
     return {
         "psnr": float(np.mean(psnr(images, true))),
         **{name: float(value) for name, value in statistics.items()},
-        "checker": shapes_checker.as_json(rates),
+        "checker": worlds.as_json(rates),
     }
 
 

@@ -26,7 +26,7 @@ from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.evaluation import feature_extraction, protocol_folder, sampled_set
 from unclip_jax.evaluation.image_sets import ImageSet
 from unclip_jax.evaluation.sampled_set import SampledSetConfig
-from unclip_jax.metrics import scores, shapes_checker, worlds
+from unclip_jax.metrics import scores, worlds
 from unclip_jax.metrics.extractors import clip
 from unclip_jax.metrics.intervals import bootstrap
 
@@ -154,7 +154,7 @@ def by_category(
             results[name]["clip_score"] = score._asdict()
         if world:
             rates = world.report([verdicts[int(i)] for i in rows[members].ravel()])
-            results[name]["checker"] = shapes_checker.as_json(rates)
+            results[name]["checker"] = worlds.as_json(rates)
     return results
 
 

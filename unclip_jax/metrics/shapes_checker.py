@@ -130,11 +130,6 @@ def report(verdicts: Iterable[Verdict], *, confidence: float = 0.95) -> dict[str
     return rates
 
 
-def as_json(rates: dict[str, Rate]) -> dict[str, dict[str, int | float]]:
-    """Returns JSON-ready rates, without attributes that no caption names."""
-    return {name: dict(rate._asdict()) for name, rate in rates.items() if rate.total}
-
-
 def table(rates: dict[str, Rate]) -> str:
     """Formats one line per attribute: name, rate, interval, number of images."""
     width = max(map(len, rates))

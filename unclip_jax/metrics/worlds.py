@@ -78,3 +78,8 @@ def check(images: Images, captions: Sequence[str]) -> dict[str, Rate]:
     """
     world = world_of(captions)
     return world.report(world.check(images, captions)) if world else {}
+
+
+def as_json(rates: dict[str, Rate]) -> dict[str, dict[str, int | float]]:
+    """Returns JSON-ready rates, without attributes that no caption names."""
+    return {name: dict(rate._asdict()) for name, rate in rates.items() if rate.total}
