@@ -74,6 +74,13 @@ def shapes() -> ConfigDict:
     return config
 
 
+def shapes_long() -> ConfigDict:
+    config = shapes()
+    config.size = "shapes_long"
+    config.train.steps, config.train.batch_size, config.train.eval_every = 4000, 128, 1000
+    return config
+
+
 def portraits() -> ConfigDict:
     config = _miniature("portraits")
     config.model.model.context = 40  # the longest caption has 39 tokens
@@ -170,6 +177,7 @@ def _single_data_set(size: str) -> ConfigDict:
 SIZES = {
     "paper": paper,
     "shapes": shapes,
+    "shapes_long": shapes_long,
     "portraits": portraits,
     "portraits_long": portraits_long,
     "emoji": emoji,

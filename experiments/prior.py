@@ -70,6 +70,13 @@ def shapes() -> ConfigDict:
     return _miniature("shapes")
 
 
+def shapes_long() -> ConfigDict:
+    config = shapes()
+    config.size = "shapes_long"
+    config.train.steps, config.train.eval_every = 3000, 500
+    return config
+
+
 def portraits() -> ConfigDict:
     config = _miniature("portraits")
     config.model.model.context = 40
@@ -147,6 +154,7 @@ def _small(size: str) -> ConfigDict:
 SIZES = {
     "paper": paper,
     "shapes": shapes,
+    "shapes_long": shapes_long,
     "portraits": portraits,
     "portraits_long": portraits_long,
     "emoji": emoji,

@@ -72,15 +72,14 @@ def shapes() -> ConfigDict:
     return _pixels_64("shapes")
 
 
-def portraits() -> ConfigDict:
-    # From 32 px. Patches of 2 make it four times cheaper, and a person waits for the images.
-    config = _pixels_128("portraits")
-    net, unet, train = config.model.model, config.model.model.unet, config.train
-    net.factor = 4
-    unet.patch = 2
-    unet.channels, unet.multiples, config.model.crop = 48, (1, 1, 2), 64
-    train.steps, train.batch_size, train.eval_every = 500, 8, 250
+def shapes_long() -> ConfigDict:
+    config = _pixels_32_to_128("shapes_long")
+    config.train.steps, config.train.eval_every = 2000, 500
     return config
+
+
+def portraits() -> ConfigDict:
+    return _pixels_32_to_128("portraits")
 
 
 def portraits_long() -> ConfigDict:
@@ -125,6 +124,17 @@ def _pixels_64(size: str) -> ConfigDict:
     return config
 
 
+def _pixels_32_to_128(size: str) -> ConfigDict:
+    # Patches of 2 make it four times cheaper, and a person waits for the images.
+    config = _pixels_128(size)
+    net, unet, train = config.model.model, config.model.model.unet, config.train
+    net.factor = 4
+    unet.patch = 2
+    unet.channels, unet.multiples, config.model.crop = 48, (1, 1, 2), 64
+    train.steps, train.batch_size, train.eval_every = 500, 8, 250
+    return config
+
+
 def _pixels_128(size: str) -> ConfigDict:
     config = _small(size)
     unet, train = config.model.model.unet, config.train
@@ -157,6 +167,7 @@ def _small(size: str) -> ConfigDict:
 SIZES = {
     "paper": paper,
     "shapes": shapes,
+    "shapes_long": shapes_long,
     "portraits": portraits,
     "portraits_long": portraits_long,
     "emoji": emoji,

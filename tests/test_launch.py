@@ -177,8 +177,8 @@ def test_overrides_reach_every_training_and_nothing_else():
     [
         (
             ["huge"],
-            "unknown size 'huge'; known: shapes, portraits, portraits_long, emoji, tiny, karlo, "
-            "paper",
+            "unknown size 'huge'; known: shapes, shapes_long, portraits, portraits_long, emoji, "
+            "tiny, karlo, paper",
         ),
         (["shapes", "--runs=x"], "unknown option '--runs=x'"),
         (["shapes", "tiny"], "unexpected 'tiny'; the size is already 'shapes'"),
