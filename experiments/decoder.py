@@ -93,7 +93,7 @@ def shapes_long() -> ConfigDict:
     unet.image_size = data.load_size = 32
     unet.channels, unet.multiples, unet.depth = 32, (1, 2, 3, 3), 1
     unet.attention_at = (8, 4)
-    unet.resample_blocks = False
+    unet.resample_blocks, unet.resampling = False, "shuffle"
     config.model.diffusion.weighting.snr_min = 1.0  # as for portraits
     train.steps, train.batch_size, train.eval_every = 30_000, 16, 5000
     return config

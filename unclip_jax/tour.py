@@ -185,7 +185,7 @@ def _world_of(engine: Any) -> str:
         UserError: the models were trained on other data.
     """
     size = next(iter(engine.loaded.manifests.values())).size
-    world = {"karlo": "shapes", "tiny": "shapes"}.get(size, size)
+    world = {"karlo": "shapes", "tiny": "shapes"}.get(size, size.removesuffix("_long"))
     if world not in WORLDS:
         raise UserError(
             f"these models are of the size {size!r}, and a tour has captions for "

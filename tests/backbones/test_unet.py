@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from tests.models import probes
-from unclip_jax.backbones.unet import UNet, UNetConfig, plan
+from unclip_jax.backbones.unet import UNet, UNetConfig, plan, shuffle
 from unclip_jax.backbones.unet_blocks import (
     AttentionBlock,
     ResBlock,
@@ -17,6 +18,7 @@ from unclip_jax.backbones.unet_blocks import (
     resample,
     space_to_depth,
 )
+from unclip_jax.backbones.unet_plan import BlockSpec
 from unclip_jax.core.checks import UserError
 
 F32 = jnp.dtype("float32")
@@ -86,6 +88,45 @@ def test_resampling_is_2x2_means_and_repetition():
     np.testing.assert_allclose(resample(jnp.asarray(x), "down"), downsample(x), atol=1e-6)
     np.testing.assert_array_equal(resample(jnp.asarray(x), "up"), upsample(x))
     np.testing.assert_array_equal(resample(jnp.asarray(x), "none"), x)
+
+
+class Shuffle(nn.Module):
+    """One step that halves or doubles a map of features by `unet.shuffle`."""
+
+    mode: str
+
+    @nn.compact
+    def __call__(self, x):
+        return shuffle(x, BlockSpec("sample", 2, resample=self.mode), dtype=F32)
+
+
+def test_shuffled_positions_of_a_square_have_features_of_their_own():
+    x = jnp.asarray(RNG.normal(size=(2, 4, 6, 3)), jnp.float32)
+    down, up = Shuffle("down"), Shuffle("up")
+    variables = probes.random_variables(down, x)
+    p = wide(variables["params"])["sample"]
+    square = np.concatenate([x[1, 2, 4], x[1, 2, 5], x[1, 3, 4], x[1, 3, 5]])
+    y = probes.apply(down, variables, x)
+    assert y.shape == (2, 2, 3, 2)
+    np.testing.assert_allclose(y[1, 1, 2], square @ p["kernel"] + p["bias"], rtol=1e-5)
+    variables = probes.random_variables(up, x)
+    p = wide(variables["params"])["sample"]
+    y = probes.apply(up, variables, x)
+    features = np.asarray(x[1, 3, 5]) @ p["kernel"] + p["bias"]
+    assert y.shape == (2, 8, 12, 2)
+    expected = [features[0:2], features[2:4], features[4:6], features[6:8]]
+    np.testing.assert_allclose(
+        [y[1, 6, 10], y[1, 6, 11], y[1, 7, 10], y[1, 7, 11]], expected, rtol=1e-5
+    )
+
+
+def test_a_shuffled_network_maps_linearly_between_its_levels():
+    cfg = dataclasses.replace(TINY, resample_blocks=False, resampling="shuffle")
+    shapes = probes.shapes(UNet(cfg), X, EMB, context=CONTEXT)
+    assert shapes["down_0_sample"]["kernel"].shape == (16, 4)
+    assert shapes["up_1_sample"]["kernel"].shape == (8, 32)
+    plain = dataclasses.replace(TINY, resample_blocks=False)
+    assert "down_0_sample" not in probes.shapes(UNet(plain), X, EMB, context=CONTEXT)
 
 
 def test_space_to_depth_stacks_squares_and_is_undone():
@@ -287,6 +328,8 @@ def test_a_patch_moves_pixels_into_channels():
         ({"head_channels": 3}, r"channels is 8, which 3 does not divide; choose head_channels"),
         ({"dtype": "half"}, r"unknown dtype 'half'"),
         ({"in_channels": 4}, r"the U-Net got 3 channels; unet.in_channels is 4"),
+        ({"resampling": "shuffle"}, r"is 'shuffle', but residual blocks resample by means; set un"),
+        ({"resampling": "max"}, r"unknown unet.resampling 'max'"),
         ({"context_width": 6}, r"context tokens have width 5; unet.context_width is 6"),
     ],
 )

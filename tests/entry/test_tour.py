@@ -60,6 +60,16 @@ def test_the_renderings_are_of_their_captions(name, tmp_path):
     assert 0.1 < (mask == 255).mean() < 0.5 and set(np.unique(mask)) == {0, 255}
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [("shapes", "shapes"), ("shapes_long", "shapes"), ("portraits_long", "portraits")],
+)
+def test_captions_are_of_the_world_of_the_models(size, expected, requests, tmp_path):
+    requests["engine"].card.size = size
+    tour.main([f"--models={tmp_path}", f"--out={tmp_path / 'tour'}"])
+    assert requests["text"].captions == tour.WORLDS[expected].captions
+
+
 def test_models_of_another_world_are_rejected(requests, tmp_path):
     requests["engine"].card.size = "emoji"
     with pytest.raises(UserError, match="of the size 'emoji', and a tour has captions for portr"):

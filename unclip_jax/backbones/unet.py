@@ -15,6 +15,7 @@ from unclip_jax.backbones.layers import (
     activation,
     compute_dtype,
     conv,
+    dense,
     rematerialised,
     zeros,
 )
@@ -112,10 +113,26 @@ def block_runner(
             stride = 2 if step.resample == "conv_down" else 1
             return by_example(conv(step.features, name=step.name, stride=stride, dtype=dtype)(h))
         if step.resample != "none" and not cfg.resample_blocks:
-            return resample(h, step.resample)
+            if cfg.resampling == "mean":
+                return resample(h, step.resample)
+            return by_example(shuffle(h, step, dtype=dtype))
         return block(cfg, step, name=step.name)(h, emb, context, context_mask, deterministic)
 
     return run
+
+
+def shuffle(
+    x: Float[Array, " b h w c"], step: BlockSpec, *, dtype: jnp.dtype
+) -> Float[Array, " b h2 w2 f"]:
+    """Halves or doubles a feature map with all its positions, as a part of the calling module.
+
+    Down: squares of 2x2 positions are stacked into the channels and mapped linearly. Up: a linear
+    map to four times the channels, which become the positions of a square.
+    """
+    axes = ("conv_in", "conv_out")
+    if step.resample == "down":
+        return dense(step.features, name=step.name, axes=axes, dtype=dtype)(space_to_depth(x, 2))
+    return depth_to_space(dense(4 * step.features, name=step.name, axes=axes, dtype=dtype)(x), 2)
 
 
 class UNetBlock(nn.Module):

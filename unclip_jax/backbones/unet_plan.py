@@ -8,6 +8,7 @@ from unclip_jax.core.checks import UserError, divisible, in_range, one_of, posit
 TOPOLOGIES = ("adm", "efficient")
 ATTENTION = ("joint", "cross")
 CONTEXT_NORMS = ("none", "layer", "group")
+RESAMPLING = ("mean", "shuffle")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +33,11 @@ class UNetConfig:
         norm_groups: must divide the channels of every level and of every concatenation.
         norm_over_space: group norm as in the paper; False normalises every position by itself.
         scale_shift: adaptive group norm (paper); False adds the embedding instead.
-        resample_blocks: residual blocks that resample between levels (ADM); False resamples by
-            means and repetition alone, a third less work (a miniature-only option).
+        resample_blocks: residual blocks that resample between levels (ADM); False resamples
+            without them, by `resampling`, a third less work (a miniature-only option).
+        resampling: without `resample_blocks`, "mean": 2x2 means and repetition; or "shuffle": each
+            square of 2x2 positions is stacked into the channels and back, with a linear map, so
+            that the positions in a square can have features of their own.
         remat: "none", "block" or "dots".
         dtype: compute dtype.
         topology: "adm", or "efficient" (Imagen, arXiv 2205.11487, appendix B.1): levels are halved
@@ -65,6 +69,7 @@ class UNetConfig:
     norm_over_space: bool = True
     scale_shift: bool = True
     resample_blocks: bool = True
+    resampling: str = "mean"
     remat: str = "none"
     dtype: str = "float32"
     topology: str = "adm"
@@ -147,6 +152,11 @@ def plan(cfg: UNetConfig) -> UNetPlan:
     positive("unet.residual_scale", cfg.residual_scale)
     one_of("unet.attention", cfg.attention, ATTENTION)
     one_of("unet.context_norm", cfg.context_norm, CONTEXT_NORMS)
+    if one_of("unet.resampling", cfg.resampling, RESAMPLING) != "mean" and cfg.resample_blocks:
+        raise UserError(
+            f"unet.resampling is {cfg.resampling!r}, but residual blocks resample by means; set "
+            "unet.resample_blocks to False."
+        )
     divisible("unet.image_size", cfg.image_size, cfg.stride, "drop a level or change the size.")
     for side in cfg.attention_at:
         if side not in cfg.sides:
