@@ -95,7 +95,7 @@ def shapes_long() -> ConfigDict:
     unet.attention_at = (8, 4)
     unet.resample_blocks, unet.resampling = False, "shuffle"
     config.model.diffusion.weighting.snr_min = 1.0  # as for portraits
-    train.steps, train.batch_size, train.eval_every = 30_000, 16, 5000
+    train.steps, train.batch_size, train.eval_every = 20_000, 16, 4000
     return config
 
 
@@ -121,7 +121,7 @@ def portraits() -> ConfigDict:
 def portraits_long() -> ConfigDict:
     config = portraits()
     config.size = "portraits_long"
-    config.train.steps, config.train.eval_every = 14_000, 3500
+    config.train.steps, config.train.eval_every = 24_000, 4000
     return config
 
 

@@ -87,7 +87,7 @@ def portraits() -> ConfigDict:
 def portraits_long() -> ConfigDict:
     config = portraits()
     config.size = "portraits_long"
-    config.train.steps, config.train.batch_size, config.train.eval_every = 3000, 128, 500
+    config.train.steps, config.train.batch_size, config.train.eval_every = 4000, 128, 1000
     return config
 
 

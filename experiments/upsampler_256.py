@@ -74,7 +74,7 @@ def shapes() -> ConfigDict:
 
 def shapes_long() -> ConfigDict:
     config = _pixels_32_to_128("shapes_long")
-    config.train.steps, config.train.eval_every = 2000, 500
+    config.train.steps, config.train.eval_every = 3000, 1000
     return config
 
 
@@ -85,7 +85,7 @@ def portraits() -> ConfigDict:
 def portraits_long() -> ConfigDict:
     config = portraits()
     config.size = "portraits_long"
-    config.train.steps, config.train.eval_every = 2000, 500
+    config.train.steps, config.train.eval_every = 3000, 1000
     return config
 
 
