@@ -13,8 +13,6 @@ Expect: shapes: a loss above that of experiments/decoder.py, which is told z_img
 Needs: images with captions; neither a CLIP nor embeddings.
 """
 
-from collections.abc import Callable
-
 from ml_collections import ConfigDict
 
 from unclip_jax.core.checks import one_of
@@ -25,26 +23,13 @@ from . import decoder
 def paper() -> ConfigDict:
     # Section 4.1 of GLIDE: 512 channels, 24 text blocks of width 2048, 250 steps for metrics, as
     # the decoder has them. It is silent on the learning rate.
-    config = _without_z(decoder.paper)
+    config = _without_z(decoder.paper())
     config.model.sampling.guidance_scale = 1.5  # the best of FID
     config.train.steps = 2_500_000  # section 4.1 of GLIDE
     return config
 
 
-def shapes() -> ConfigDict:
-    return _without_z(decoder.shapes)  # the same upsampler fits
-
-
-def emoji() -> ConfigDict:
-    return _without_z(decoder.emoji)
-
-
-def tiny() -> ConfigDict:
-    return _without_z(decoder.tiny)
-
-
-def _without_z(size: Callable[[], ConfigDict]) -> ConfigDict:
-    config = size()
+def _without_z(config: ConfigDict) -> ConfigDict:
     config.name = "glide"
     config.model.model.reads_z = False  # the one difference
     config.data.embeddings = ""
@@ -53,8 +38,10 @@ def _without_z(size: Callable[[], ConfigDict]) -> ConfigDict:
     return config
 
 
-SIZES = {"paper": paper, "shapes": shapes, "emoji": emoji, "tiny": tiny}
+# The upsamplers of a size fit the decoders of both files.
+SIZES = ("paper", "shapes", "shapes_long", "portraits", "portraits_long", "emoji", "tiny")
 
 
 def get_config(size: str = "paper") -> ConfigDict:
-    return SIZES[one_of("size of experiments/glide.py", size, SIZES)]()
+    one_of("size of experiments/glide.py", size, SIZES)
+    return paper() if size == "paper" else _without_z(decoder.get_config(size))

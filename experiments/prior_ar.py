@@ -73,6 +73,26 @@ def shapes() -> ConfigDict:
     return _miniature("shapes")
 
 
+def shapes_long() -> ConfigDict:
+    config = shapes()
+    config.size = "shapes_long"
+    config.train.steps, config.train.eval_every = 3000, 500
+    return config
+
+
+def portraits() -> ConfigDict:
+    config = _miniature("portraits")
+    config.model.model.context = 40
+    return config
+
+
+def portraits_long() -> ConfigDict:
+    config = portraits()
+    config.size = "portraits_long"
+    config.train.steps, config.train.eval_every = 4000, 1000
+    return config
+
+
 def emoji() -> ConfigDict:
     config = _miniature("emoji")
     net = config.model.model
@@ -123,7 +143,15 @@ def _small(size: str) -> ConfigDict:
     return config
 
 
-SIZES = {"paper": paper, "shapes": shapes, "emoji": emoji, "tiny": tiny}
+SIZES = {
+    "paper": paper,
+    "shapes": shapes,
+    "shapes_long": shapes_long,
+    "portraits": portraits,
+    "portraits_long": portraits_long,
+    "emoji": emoji,
+    "tiny": tiny,
+}
 
 
 def get_config(size: str = "paper") -> ConfigDict:

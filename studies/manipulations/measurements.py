@@ -20,7 +20,7 @@ from unclip_jax.engine.image_inputs import InputImage
 from unclip_jax.engine.inference_engine import InferenceEngine
 from unclip_jax.inference import decoding, text_to_image
 from unclip_jax.inference.decoding import DecodeOptions
-from unclip_jax.metrics import intervals, shapes_checker, worlds
+from unclip_jax.metrics import intervals, worlds
 from unclip_jax.metrics.psnr import psnr
 
 ETAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -222,7 +222,7 @@ def interpolation(
 
 def _rates(images: Images, captions: Sequence[str]) -> dict[str, Any]:
     """Computes the checker's rates, JSON-ready."""
-    return worlds.as_json(shapes_checker.report(shapes_checker.check(images, captions)))
+    return worlds.as_json(worlds.check(images, captions))
 
 
 def _label(originals: Images, by_eta: Sequence[Images]) -> LabelledImages:

@@ -22,7 +22,7 @@ class WorldChecks(NamedTuple):
         report: returns the pass rates of verdicts, per attribute.
         summary: attributes shown in tables.
         criteria: attributes judged from the caption alone, whose conjunction is "joint".
-        attributes: all attributes of a verdict, true, false or None.
+        attributes: all attributes of a verdict, which are true, false or None (not named).
     """
 
     name: str
