@@ -16,6 +16,7 @@ from unclip_jax.cli import compilation_cache, entry, flags
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, in_range, positive
 from unclip_jax.data.embeddings import EmbeddingSource
+from unclip_jax.engine import example_captions
 from unclip_jax.engine.request_base import MAX_IMAGES
 from unclip_jax.serving import extra
 from unclip_jax.serving.schemas import RequestLimits
@@ -27,7 +28,7 @@ TOKEN = "UNCLIP_TOKEN"  # the variable that may hold the token
 def parser() -> Parser:
     """Returns the parser of the command."""
     parser = Parser("demo", description="Serve a page and an HTTP API.")
-    flags.add_models(parser)
+    flags.add_models(parser, several=True)
     flags.add_prior(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 = all")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on")
@@ -67,7 +68,8 @@ def parser() -> Parser:
     parser.add_argument(
         "--embeddings",
         type=pathlib.Path,
-        help=f"a split that `embed` wrote, for probe-pca; default: MODELS/{EMBEDDINGS}",
+        help="a split that `embed` wrote, for probe-pca, if one run is served; default: "
+        f"{EMBEDDINGS} of every run",
     )
     return parser
 
@@ -80,10 +82,12 @@ def main(argv: Sequence[str]) -> None:
 
     access = access_of(args)
     with server.take_address(args.host, args.port) as listener:
-        service = open_service(args)
+        services = open_services(args)
         if not args.no_warm_up:
-            service.warm_up()
-        lines = [f"{service.name} at {server.url(args.host, args.port, args.root_path)}"]
+            for service in services:
+                service.warm_up()
+        names = " and ".join(service.name for service in services)
+        lines = [f"{names} at {server.url(args.host, args.port, args.root_path)}"]
         lines.append("(API below /api)\n")
         sys.stdout.write(" ".join(lines))
         if not access.token and not server.is_local(args.host):
@@ -91,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
                 "anyone who reaches this port can use it; --token=SECRET requires a token.\n"
             )
         sys.stdout.flush()
-        server.serve(api.app(service, access), listener)
+        server.serve(api.app(services, access), listener)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -106,11 +110,21 @@ def check(args: argparse.Namespace) -> None:
     in_range("--max-waiting", args.max_waiting, 0, 1000)
     in_range("--max-seconds", args.max_seconds, 1, 1e6)
     extra.check_installed()
-    args.models = flags.run_directory(args.models)
+    args.models = flags.run_directories(args.models)
+    names = [_name(run) for run in args.models]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(
+                f"{names.count(name)} of --models have the name {name!r}, and the page chooses by "
+                "name; rename a folder."
+            )
     if args.embeddings is not None:
+        if len(names) > 1:
+            raise UserError(
+                f"--embeddings are those of one run, and {len(names)} are served "
+                f"({', '.join(names)}); give one with --models."
+            )
         EmbeddingSource(args.embeddings)
-    elif (args.models / EMBEDDINGS).is_dir():
-        args.embeddings = args.models / EMBEDDINGS
 
 
 def access_of(args: argparse.Namespace) -> Any:
@@ -131,26 +145,43 @@ def access_of(args: argparse.Namespace) -> Any:
     return Access(token=token, hosts=names, root_path=args.root_path)
 
 
-def open_service(args: argparse.Namespace) -> Any:
-    """Loads the models; returns the `InferenceService`.
+def open_services(args: argparse.Namespace) -> list[Any]:
+    """Loads the models; returns an `InferenceService` for each run, which share one queue.
 
     Raises:
         UserError: a stage is missing, damaged, or does not fit the others.
     """
     from unclip_jax.engine.inference_engine import InferenceEngine
+    from unclip_jax.serving.job_queue import JobQueue
     from unclip_jax.serving.service import InferenceService
 
     compilation_cache.use()
     limits = RequestLimits(
         images=args.max_images, waiting=args.max_waiting, seconds=args.max_seconds
     )
-    return InferenceService(
-        InferenceEngine.open(args.models, prior=args.prior, batch=args.batch),
-        name=args.models.resolve().name,
-        limits=limits,
-        folder=args.models,
-        embeddings=args.embeddings,
-    )
+    queue = JobQueue(waiting=limits.waiting)
+    services = []
+    for run in args.models:
+        engine = InferenceEngine.open(run, prior=args.prior, batch=args.batch)
+        own = run / EMBEDDINGS if (run / EMBEDDINGS).is_dir() else None
+        size = next(iter(engine.loaded.manifests.values())).size
+        world = example_captions.world_of(size)
+        services.append(
+            InferenceService(
+                engine,
+                name=_name(run),
+                limits=limits,
+                folder=run,
+                embeddings=args.embeddings or own,
+                examples=example_captions.CAPTIONS.get(world, ()),
+                queue=queue,
+            )
+        )
+    return services
+
+
+def _name(run: pathlib.Path) -> str:
+    return run.resolve().name
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from unclip_jax.cli import compilation_cache, entry, flags, request_command
 from unclip_jax.cli.parser import Parser
 from unclip_jax.core.checks import UserError, one_of
 from unclip_jax.core.files import check_output
+from unclip_jax.engine import example_captions
 
 RADIUS = 0.245  # of a large object
 
@@ -45,20 +46,7 @@ class TourCaptions(NamedTuple):
 
 WORLDS = {
     "portraits": TourCaptions(
-        captions=(
-            "a person with curly red hair and round glasses, smiling, in a blue hoodie, on a "
-            "yellow background",
-            "a person with no hair, a brown beard and sunglasses, frowning, in a green t-shirt, on "
-            "a white background",
-            "a person with long straight blonde hair, winking, in a purple turtleneck, on a navy "
-            "background",
-            "a person with a pink mohawk and a goatee, shouting, in black overalls, on a blue "
-            "background",
-            "a person with gray hair in a bun and square glasses, looking serious, in a red suit, "
-            "on a green background",
-            "a person with blue pigtails, with hearts for eyes, smiling, in a striped orange "
-            "shirt, on a pink background",
-        ),
+        captions=example_captions.CAPTIONS["portraits"],
         one="a person with short red hair, smiling, in a white t-shirt, on a green background",
         other="a person with a black afro and round glasses, shouting, in a yellow hoodie, on a "
         "navy background",
@@ -67,14 +55,7 @@ WORLDS = {
         masked=(0.0, 0.72, 1.0, 1.0),
     ),
     "shapes": TourCaptions(
-        captions=(
-            "a red circle above a blue square",
-            "a large purple heart",
-            "three green stars",
-            "a yellow triangle left of a pink ring on a navy background",
-            "two orange diamonds on a mint background",
-            "a small green cross below a blue circle",
-        ),
+        captions=example_captions.CAPTIONS["shapes"],
         one="a large red circle on a white background",
         other="a large blue square on a navy background",
         target="a large blue circle on a white background",
@@ -108,7 +89,13 @@ def main(argv: Sequence[str]) -> None:
     compilation_cache.use()
     began = time.monotonic()
     engine = InferenceEngine.open(args.models)
-    name = args.world or _world_of(engine)
+    size = next(iter(engine.loaded.manifests.values())).size
+    name = args.world or example_captions.world_of(size)
+    if name not in WORLDS:
+        raise UserError(
+            f"these models are of the size {name!r}, and a tour has captions for "
+            f"{' and '.join(WORLDS)} alone; use `unclip sample`, or give --world."
+        )
     world = WORLDS[name]
     sys.stdout.write(f"opened {args.models} in {time.monotonic() - began:.0f} s\n")
     inputs = write_inputs(args.out / "inputs", name, size=engine.cascade.image_size)
@@ -176,22 +163,6 @@ def _render_shapes(captions: Sequence[str], size: int) -> Any:
         large = SceneObject(thing.colour, thing.shape, "large", 0.5, 0.5, RADIUS)
         scenes.append(Scene(spec.background or "white", (large,)))
     return render.render(scenes, size=size)
-
-
-def _world_of(engine: Any) -> str:
-    """Returns the world of the models, by the size of their experiment.
-
-    Raises:
-        UserError: the models were trained on other data.
-    """
-    size = next(iter(engine.loaded.manifests.values())).size
-    world = {"karlo": "shapes", "tiny": "shapes"}.get(size, size.removesuffix("_long"))
-    if world not in WORLDS:
-        raise UserError(
-            f"these models are of the size {size!r}, and a tour has captions for "
-            f"{' and '.join(WORLDS)} alone; use `unclip sample`, or give --world."
-        )
-    return world
 
 
 def _run(engine: Any, arguments: Sequence[str]) -> None:

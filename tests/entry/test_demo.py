@@ -18,6 +18,8 @@ from unclip_jax.serving import extra
         (["--max-images=0"], "--max-images is 0"),
         (["--max-waiting=-1"], "--max-waiting is -1"),
         (["--models=x", "--embeddings=x"], "no embeddings in x: it has no metadata"),
+        (["--models", "x", "y", "--embeddings=x"], r"of one run, and 2 are served \(x, y\)"),
+        (["--models", "a/x", "b/x"], "2 of --models have the name 'x'.*rename a folder"),
         ([], "no trained models .*or train them with `make train-demo`"),
     ],
 )
@@ -47,7 +49,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch, tmp_path):
 )
 def test_an_address_is_checked_before_anything_is_loaded(arguments, message, monkeypatch, tmp_path):
     pytest.importorskip("starlette", reason="needs the extra demo")
-    monkeypatch.setattr(demo, "open_service", lambda args: pytest.fail("models were loaded"))
+    monkeypatch.setattr(demo, "open_services", lambda args: pytest.fail("models were loaded"))
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         arguments = [argument.format(port=port) for argument in arguments]

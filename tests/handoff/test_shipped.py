@@ -32,6 +32,20 @@ def test_without_installed_models_trained_ones_are_taken(weights):
     assert shipped.run_directory() == shipped.TRAINED
 
 
+def test_all_installed_models_are_listed_the_default_first(weights):
+    export(weights / "a")
+    export(weights / shipped.DEFAULT)
+    export(weights / "shapes")
+    (weights / "unfinished").mkdir()
+    names = [run.name for run in shipped.run_directories()]
+    assert names == [shipped.DEFAULT, "a", "shapes"]
+
+
+def test_trained_models_are_listed_where_none_are_installed(weights):
+    export(shipped.TRAINED)
+    assert shipped.run_directories() == [shipped.TRAINED]
+
+
 def test_without_any_it_says_what_to_do(weights):
     message = "no trained models .*/weights/portraits is missing.*or train them with `make train-"
     with pytest.raises(UserError, match=message):

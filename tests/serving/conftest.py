@@ -30,7 +30,17 @@ def service(run_dir):
         arguments = ["--batch=2", "--max-images=6", "--max-waiting=3"]
         args = demo.parser().parse_args([f"--models={run_dir}", *arguments])
         demo.check(args)
-    return demo.open_service(args)
+    return demo.open_services(args)[0]
+
+
+@pytest.fixture(scope="session")
+def two_services(service, tmp_path_factory):
+    """The untrained runs "a" and, a chain of codes, "b", as `demo` serves them."""
+    first = cascades.write(tmp_path_factory.mktemp("runs") / "a")
+    second = cascades.write(first.parent / "b", names=("clip", "dvae", "dalle"))
+    args = demo.parser().parse_args(["--batch=2", "--models", str(first), str(second)])
+    args.models = [first, second]
+    return demo.open_services(args)
 
 
 @pytest.fixture
@@ -95,11 +105,18 @@ def serving_app(app):
         thread.join(20)
 
 
-def serving(service, access=None):
+def serving(*services, access=None):
     """A server of the API; yields a `Client` of it."""
     from unclip_jax.serving import api
 
-    return serving_app(api.app(service, access))
+    return serving_app(api.app(services, access))
+
+
+@pytest.fixture(scope="session")
+def client_of_two(two_services):
+    pytest.importorskip("starlette", reason="needs the extra demo")
+    with serving(*two_services) as connection:
+        yield connection
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ def secret(tmp_path):
 @pytest.fixture(scope="module")
 def token_client(service):
     access = Access(token=TOKEN, hosts=(*LOCAL_HOSTS, "images.example"), root_path="/unclip")
-    with serving(service, access) as connection:
+    with serving(service, access=access) as connection:
         yield connection
 
 

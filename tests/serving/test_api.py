@@ -42,6 +42,32 @@ def test_the_api_describes_itself(client, run_dir):
 
 
 @pytest.mark.slow
+def test_requests_choose_among_models_with_one_queue(client_of_two):
+    first, second = (client_of_two.get(f"/api/models{query}") for query in ("", "?model=b"))
+    assert first["names"] == second["names"] == ["a", "b"]
+    assert (first["name"], second["name"]) == ("a", "b")
+    assert "variations" in first["commands"] and "variations" not in second["commands"]
+    assert first["examples"][0] == "a red circle above a blue square"
+    for query, name in (("", "a"), ("?model=a", "a"), ("?model=b", "b")):
+        status, answer = client_of_two.post(f"/api/text{query}", {"captions": ["a"]})
+        assert status == 200 and answer["record"]["models"]["path"] == name
+    status, answer = client_of_two.post("/api/jobs/text?model=b", {"captions": ["a"]})
+    assert status == 202
+    for call in (
+        client_of_two.call("GET", "/api/models?model=c"),
+        client_of_two.call("POST", "/api/text?model=c", {"captions": ["a"]}),
+    ):
+        assert call[0] == 404
+        error = "there are no models 'c'; this server has a, b."
+        assert json.loads(call[2])["error"] == error
+
+
+def test_runs_of_one_server_share_its_queue(two_services):
+    first, second = two_services
+    assert first.queue is second.queue and first.name != second.name
+
+
+@pytest.mark.slow
 def test_images_come_as_json_and_as_png(client, service):
     status, answer = client.post("/api/text", CIRCLE)
     assert status == 200, answer

@@ -137,9 +137,51 @@ def test_a_link_fills_the_form_and_runs_nothing(page, client):
     assert client.get("/api/queue") == {"running": 0, "waiting": 0, "limit": 3}
 
 
+def test_models_are_switched_and_keep_what_they_show(browser, client_of_two):
+    browser.open("about:blank")
+    browser.open(f"{client_of_two.url}/")
+    browser.wait("document.querySelector('#go-text') !== null")
+    titles = "[...document.querySelectorAll('#tabs button')].map(tab => tab.innerText).join()"
+    assert "Variations" in browser.run(titles)
+    browser.run("document.querySelector('#text-steps').value = '4'")
+    browser.click("#text-captions + .examples button")
+    assert browser.run("document.querySelector('#text-captions').value").startswith("a red circle")
+    browser.click("#go-text")
+    browser.wait(f"{status('text')}.includes('2 images in')")
+
+    def switch(name):
+        browser.run(f"document.querySelector('#model').value = '{name}'")
+        browser.run("document.querySelector('#model').dispatchEvent(new Event('change'))")
+        browser.wait(f"document.title.endsWith('{name}')")
+
+    switch("b")
+    assert browser.run(titles) == "Text to image,Completion"
+    assert browser.run(images("text")) == 0 and browser.run("location.hash") == "#/b/text"
+    browser.type("#text-captions", "three pink rings")
+    browser.click("#go-text")
+    browser.wait(f"{status('text')}.includes('2 images in')")
+    assert '"path": "b"' in browser.run("document.querySelector('#panel-text pre').textContent")
+    browser.run("document.querySelector('#entries button:last-child').click()")  # of the others
+    browser.wait("document.title.endsWith('a')")
+    assert '"path": "a"' in browser.run("document.querySelector('#panel-text pre').textContent")
+    switch("b")
+    assert browser.run("document.querySelector('#text-captions').value") == "three pink rings"
+    assert browser.run(images("text")) == 2
+
+
+def test_a_link_names_the_models_and_unknown_ones_are_reported(browser, client_of_two):
+    for name, title in (("b", "b"), ("nobody", "a"), ("__proto__", "a"), ("%E0", "a")):
+        browser.open("about:blank")
+        browser.open(f"{client_of_two.url}/#/{name}/text?captions=three+pink+rings")
+        browser.wait("document.querySelector('#text-captions')?.value === 'three pink rings'")
+        assert browser.run("document.title") == f"unclip_jax · {title}"
+        if name in ("nobody", "__proto__"):
+            assert f"no models '{name}'; this server has a, b" in browser.run(status("text"))
+
+
 def test_the_page_asks_for_the_token_and_works_below_a_path(browser, service):
     access = Access(token="s3cret", hosts=LOCAL_HOSTS, root_path="/unclip")
-    with serving(service, access) as token_client:
+    with serving(service, access=access) as token_client:
         browser.open(f"{token_client.url}/unclip")
         browser.wait("document.querySelector('#token')?.open")
         browser.type("#token-value", "wrong")

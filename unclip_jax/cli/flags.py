@@ -13,18 +13,28 @@ from unclip_jax.engine.request_fields import MAX_TEXT
 
 
 def add_models(
-    parser: argparse.ArgumentParser, *, public: bool = False, digests: bool = True
+    parser: argparse.ArgumentParser,
+    *,
+    public: bool = False,
+    digests: bool = True,
+    several: bool = False,
 ) -> None:
-    """Adds --models, for `run_directory`, and --skip-digests.
+    """Adds --models, for `run_directory` or `run_directories`, and --skip-digests.
 
     Args:
         parser: the parser.
         public: True also mentions Karlo's folder in the help.
         digests: False leaves out --skip-digests.
+        several: True accepts several run directories.
     """
     where = "run directory or its URL, or Karlo's" if public else "run directory or its URL"
+    if several:
+        where = "run directories or their URLs"
     parser.add_argument(
-        "--models", type=location, help=f"{where} (default: the models installed with unclip)"
+        "--models",
+        type=location,
+        nargs="+" if several else None,
+        help=f"{where} (default: {'all' if several else 'the'} models installed with unclip)",
     )
     if digests:
         add_skip_digests(parser)
@@ -92,6 +102,19 @@ def run_directory(models: Location | None) -> pathlib.Path:
     from unclip_jax.handoff import shipped
 
     return shipped.run_directory(models)
+
+
+def run_directories(models: Sequence[Location] | None) -> list[pathlib.Path]:
+    """Returns the run directories of --models with several values; None = all installed models.
+
+    Raises:
+        UserError: `models` is None and no trained models are installed.
+    """
+    from unclip_jax.handoff import shipped
+
+    if models is None:
+        return shipped.run_directories()
+    return [shipped.run_directory(each) for each in models]
 
 
 def check_captions(captions: Sequence[str]) -> None:

@@ -21,6 +21,18 @@ def names() -> list[str]:
     return sorted(path.name for path in WEIGHTS.glob("*") if path.is_dir())
 
 
+def run_directories() -> list[pathlib.Path]:
+    """Returns the run directories of all installed models, the default first.
+
+    Without installed models, it is the one that `make train-demo` trained.
+
+    Raises:
+        UserError: there is none.
+    """
+    others = [WEIGHTS / name for name in names() if name != DEFAULT]
+    return [run_directory(), *filter(_is_complete, others)]
+
+
 def run_directory(models: str | storage.Location | None = None) -> pathlib.Path:
     """Returns the run directory that `models` names.
 
@@ -38,10 +50,14 @@ def run_directory(models: str | storage.Location | None = None) -> pathlib.Path:
             return remote.local_run(path)
         return WEIGHTS / path if str(path) in names() and not path.exists() else path
     for folder in (WEIGHTS / DEFAULT, TRAINED):
-        if (load.locate(folder / "decoder" / "export") / MANIFEST).is_file():
+        if _is_complete(folder):
             return folder
     raise UserError(
         f"--models was not given, this installation has no trained models ({WEIGHTS / DEFAULT} is "
         f"missing or incomplete), and there are none in {TRAINED}; install unclip_jax from a "
         "complete checkout, or train them with `make train-demo`."
     )
+
+
+def _is_complete(run: pathlib.Path) -> bool:
+    return (load.locate(run / "decoder" / "export") / MANIFEST).is_file()

@@ -2,10 +2,10 @@
 
 GET    /api                    the commands and their fields
 GET    /api/openapi.json       the same as an OpenAPI document, from which clients can be generated
-GET    /api/models             the models
+GET    /api/models             the models; with ?model=NAME other ones, whose names it lists
 GET    /api/queue              the length of the queue
 POST   /api/COMMAND            one request; answered when it is done, cancelled if the client
-                               disconnects
+                               disconnects; with ?model=NAME for other models
 POST   /api/jobs/COMMAND       one request; answered immediately with the identifier of its job
 GET    /api/jobs/ID            the state of a job; with ?revision=N it waits for a later one
 GET    /api/jobs/ID/result     its images
@@ -17,7 +17,7 @@ and no address that a request names.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import anyio.to_thread  # pyright: ignore[reportMissingImports]
@@ -43,11 +43,17 @@ POLL_S = 0.1  # seconds between two checks of a job
 NEWS_S = 15  # longest time that a query of a job waits for a change
 
 
-def app(service: InferenceService, access: Access | None = None) -> Any:
-    """Returns the API and the page as an ASGI application."""
+def app(services: Sequence[InferenceService], access: Access | None = None) -> Any:
+    """Returns the API and the page as an ASGI application.
+
+    Args:
+        services: the models, with distinct names; the first are the default. They share one queue,
+            and their limits are equal.
+        access: who may use it; None = everyone.
+    """
     access = access or Access()
     inner = Starlette(
-        routes=[*Api(service, access).routes(), *page.routes(access.root_path)],
+        routes=[*Api(services, access).routes(), *page.routes(access.root_path)],
         exception_handlers=exception_handlers("GET /api lists the commands."),
     )
     inner.router.redirect_slashes = False
@@ -57,10 +63,12 @@ def app(service: InferenceService, access: Access | None = None) -> Any:
 class Api:
     """The handlers of the API."""
 
-    def __init__(self, service: InferenceService, access: Access):
-        self._service, self._access = service, access
+    def __init__(self, services: Sequence[InferenceService], access: Access):
+        self._services = {service.name: service for service in services}
+        self._queue, self._limits = services[0].queue, services[0].limits
+        self._access = access
         self._jobs = JobStore()
-        self._bodies = BodyReader(limit=service.limits.body)
+        self._bodies = BodyReader(limit=self._limits.body)
         self._decoding = anyio.CapacityLimiter(1)  # uploads of one request at a time
 
     def routes(self) -> list[BaseRoute]:
@@ -83,27 +91,26 @@ class Api:
 
     async def describe(self, _: Request) -> Response:
         """The commands, their fields, and the limits of this server."""
-        limits = self._service.limits
         return json_response(
             {
                 "version": __version__,
-                "commands": schemas.describe(limits),
-                "limits": schemas.describe_limits(limits),
+                "commands": schemas.describe(self._limits),
+                "limits": schemas.describe_limits(self._limits),
             }
         )
 
     async def openapi(self, _: Request) -> Response:
         """The OpenAPI document."""
-        document = schemas.openapi(self._service.limits, root_path=self._access.root_path)
+        document = schemas.openapi(self._limits, root_path=self._access.root_path)
         return json_response(document)
 
-    async def models(self, _: Request) -> Response:
-        """The models."""
-        return json_response(self._service.models())
+    async def models(self, request: Request) -> Response:
+        """The models, and the names of all that this server has."""
+        return json_response({**self._service(request).models(), "names": list(self._services)})
 
     async def queue(self, _: Request) -> Response:
         """The length of the queue."""
-        return json_response(self._service.queue.state())
+        return json_response(self._queue.state())
 
     async def run(self, request: Request) -> Response:
         """Runs a request and answers with its images."""
@@ -132,9 +139,8 @@ class Api:
                 break
             await asyncio.sleep(POLL_S)
         job.renew()
-        queue = self._service.queue
         state = await anyio.to_thread.run_sync(
-            lambda: responses.of_job(job, queue, revision=revision)
+            lambda: responses.of_job(job, self._queue, revision=revision)
         )
         return json_response(state)
 
@@ -160,11 +166,22 @@ class Api:
         command = request.path_params["command"]
         if command not in REQUESTS:
             raise RequestError(404, f"there is no {command[:40]!r}; GET /api lists the commands.")
+        service = self._service(request)
         async with self._bodies.read(request) as body:
             return await anyio.to_thread.run_sync(
-                lambda: submit(self._service, command, body, lease_s=lease_s),
+                lambda: submit(service, command, body, lease_s=lease_s),
                 limiter=self._decoding,
             )
+
+    def _service(self, request: Request) -> InferenceService:
+        """Returns the models that a request names; the first without a name."""
+        name = request.query_params.get("model")
+        if name is None:
+            return next(iter(self._services.values()))
+        if name not in self._services:
+            names = ", ".join(self._services)
+            raise RequestError(404, f"there are no models {name[:40]!r}; this server has {names}.")
+        return self._services[name]
 
     def _stored(self, request: Request) -> StoredJob:
         stored = self._jobs.get(request.path_params["job"])

@@ -26,6 +26,13 @@ _JSON_TYPES = {
     "image": {"type": "string", "contentEncoding": "base64"},
 }
 _CONTENT = {"content": {"application/json": {}}}
+_MODEL = {
+    "name": "model",
+    "in": "query",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "Name of the models; default: the first of `names` in GET /api/models.",
+}
 _OTHER_PATHS = (
     ("models", "get", "The models."),
     ("queue", "get", "The length of the queue."),
@@ -174,6 +181,8 @@ def openapi(limits: RequestLimits, *, root_path: str = "") -> dict[str, Any]:
             operation["parameters"] = [
                 {"name": "job", "in": "path", "required": True, "schema": schema}
             ]
+        if path == "models":
+            operation["parameters"] = [_MODEL]
         paths.setdefault(f"/api/{path}", {})[method] = operation
     return {
         "openapi": "3.1.0",
@@ -194,6 +203,7 @@ def _operation(name: str, summary: str, responses: Mapping[str, Any]) -> dict[st
     return {
         "operationId": name if "200" in responses else f"job-{name}",
         "summary": summary,
+        "parameters": [_MODEL],
         "requestBody": {"required": True, "content": content},
         "responses": {
             **{status: {"description": summary, **each} for status, each in responses.items()},

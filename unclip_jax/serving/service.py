@@ -4,7 +4,7 @@ import dataclasses
 import io
 import pathlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unclip_jax.core.checks import UserError
@@ -52,8 +52,10 @@ class InferenceService:
         limits: RequestLimits | None = None,
         folder: pathlib.Path | None = None,
         embeddings: pathlib.Path | None = None,
+        examples: Sequence[str] = (),
+        queue: JobQueue | None = None,
     ):
-        """Starts the queue.
+        """Creates the service.
 
         Args:
             engine: the models.
@@ -61,11 +63,15 @@ class InferenceService:
             limits: limits of a request; None = the default ones.
             folder: folder of the models, whose path is removed from responses; None = unknown.
             embeddings: a split that `embed` wrote, for `probe-pca`; None = `probe-pca` is rejected.
+            examples: captions that the page suggests.
+            queue: the queue of the server, if it serves other models too; None = a new one, of
+                which `limits` says how long it is.
         """
         self.engine, self.name, self.limits = engine, name, limits or RequestLimits()
         engine.name = name
         self.folder, self.embeddings = folder, embeddings
-        self.queue = JobQueue(waiting=self.limits.waiting)
+        self.examples = tuple(examples)
+        self.queue = queue or JobQueue(waiting=self.limits.waiting)
 
     def submit(
         self, command: str, values: Mapping[str, Any], *, lease_s: int | float | None = None
@@ -85,7 +91,7 @@ class InferenceService:
         return self.queue.submit(
             Job(
                 lambda progress: self.run(submission, progress),
-                kind=command,
+                kind=self._kind(command),
                 cost=submission.request.image_count,
                 lease_s=lease_s,
                 limit_s=self.limits.seconds,
@@ -96,7 +102,10 @@ class InferenceService:
         """Queues the page's default request, so that its programs are compiled in advance."""
         request = TextRequest(captions=("",), num=min(WARM_UP_IMAGES, self.limits.images))
         return self.queue.submit(
-            Job(lambda progress: self.engine.run(request, progress=progress), kind="warm-up")
+            Job(
+                lambda progress: self.engine.run(request, progress=progress),
+                kind=self._kind("warm-up"),
+            )
         )
 
     def read(self, command: str, values: Mapping[str, Any]) -> Submission:
@@ -146,7 +155,11 @@ class InferenceService:
             }
         commands = [name for name, request in REQUESTS.items() if request.fits(cascade)]
         facts = {"name": self.name, "sizes": sizes, "decoder": decoder, "commands": commands}
-        return {**facts, **self.engine.describe()}
+        return {**facts, "examples": list(self.examples), **self.engine.describe()}
+
+    def _kind(self, command: str) -> str:
+        """Returns the kind of a job: other models take other times."""
+        return f"{self.name} {command}"
 
     def _without_paths(self, text: str) -> str:
         """Returns `text` with the server's folders reduced to their last names."""

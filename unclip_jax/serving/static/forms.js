@@ -118,9 +118,9 @@ function select(id, field, start) {
   return { element, set, value: () => element.value || null };
 }
 
-function lines(id, start, { limits }) {
+function lines(id, start, { limits, models }) {
   const element = make("textarea", {
-    id, rows: 2, placeholder: "a red circle above a blue square",
+    id, rows: 2, placeholder: models.examples[0] ?? "a caption",
     maxLength: limits.captions * limits.images, value: (start ?? []).join("\n"), dir: "auto",
   });
   const value = () => {
@@ -128,7 +128,13 @@ function lines(id, start, { limits }) {
     return texts.length ? texts : null;
   };
   const set = (texts) => { element.value = Array.isArray(texts) ? texts.join("\n") : texts; };
-  return { element, set, value };
+  const examples = models.examples.map((caption) => {
+    const button = make("button", { type: "button", title: caption, dir: "auto" }, caption);
+    button.onclick = () => set(caption);
+    return button;
+  });
+  const row = examples.length ? make("div", { className: "examples" }, ...examples) : null;
+  return { element: make("div", {}, element, row), set, value };
 }
 
 function list(id, kind, start) {

@@ -1,4 +1,4 @@
-// The page: a tab per request, its progress and result, and the history of the session.
+// The page: a tab per request of the chosen models, its progress and result, the history of the session.
 
 import { call, follow } from "./client.js";
 import { make, png, save } from "./dom.js";
@@ -16,24 +16,46 @@ const STAGES = {
   upsample: "upsampler",
 };
 const MOST_ENTRIES = 40; // of the history
-const tabs = {}; // command -> { button, panel, form, ... }
+const opened = {}; // name of models -> { models, tabs }; they stay as they are while others are shown
+let description; // of all commands
+let current; // the entry of `opened` that is shown
 
 async function start() {
   theme();
   takeToken();
   try {
-    const [description, models] = await Promise.all([call(""), call("/models")]);
-    document.title = `unclip_jax · ${models.name}`;
-    heading(models);
-    const names = Object.keys(description.commands).filter((name) => models.commands.includes(name));
-    const order = [...Object.keys(TITLES), ...names].filter((name, index, all) =>
-      names.includes(name) && all.indexOf(name) === index);
-    for (const name of order) addTab(name, description.commands[name], { limits: description.limits, models });
-    openLink();
+    description = await call("");
+    await openLink();
     window.addEventListener("hashchange", openLink);
   } catch (error) {
     document.getElementById("models").textContent = error.message;
   }
+}
+
+/** Shows the tabs of the models with this name; null = the server's first. */
+async function openModels(name) {
+  if (name !== null && current?.models.name === name) return;
+  let entry = Object.hasOwn(opened, name ?? "") ? opened[name] : null;
+  if (!entry) {
+    const models = await call(name === null ? "/models" : `/models?model=${encodeURIComponent(name)}`);
+    entry = opened[models.name] ??= { models, tabs: buildTabs(models) };
+  }
+  const command = Object.values(current?.tabs ?? {}).find((tab) => !tab.panel.hidden)?.command;
+  current = entry;
+  const tabs = Object.values(entry.tabs);
+  document.title = `unclip_jax · ${entry.models.name}`;
+  heading(entry.models);
+  document.getElementById("tabs").replaceChildren(...tabs.map((tab) => tab.button));
+  document.getElementById("panels").replaceChildren(...tabs.map((tab) => tab.panel));
+  select(Object.hasOwn(entry.tabs, command ?? "") ? command : tabs[0].command);
+}
+
+function buildTabs(models) {
+  const names = Object.keys(description.commands).filter((name) => models.commands.includes(name));
+  const order = [...Object.keys(TITLES), ...names].filter((name, index, all) =>
+    names.includes(name) && all.indexOf(name) === index);
+  const context = { limits: description.limits, models };
+  return Object.fromEntries(order.map((name) => [name, buildTab(name, description.commands[name], context)]));
 }
 
 /** A token that came in the address (#token=...) is kept for this tab, not shown. */
@@ -47,13 +69,23 @@ function takeToken() {
 function heading(models) {
   const stages = Object.entries(models.stages).map(([name, card]) =>
     `${name} ${(card.parameters / 1e6).toFixed(1)} M (step ${card.step})`);
+  const choice = make("select", { id: "model", "aria-label": "Models" },
+    ...models.names.map((name) => make("option", { value: name, selected: name === models.name }, name)));
+  choice.onchange = async () => {
+    try {
+      await openModels(choice.value);
+      setHash(`#/${choice.value}/${select()}`);
+    } catch (error) {
+      document.getElementById("models").textContent = error.message;
+    }
+  };
   document.getElementById("models").replaceChildren(
-    "Models ", make("b", {}, models.name), `, ${models.sizes.join(" → ")} px: ${stages.join(" · ")}. `,
+    "Models ", models.names.length > 1 ? choice : make("b", {}, models.name), `, ${models.sizes.join(" → ")} px: ${stages.join(" · ")}. `,
     `CLIP ${models.clip_id.slice(0, 12)} · JSON in, images out at `,
     make("a", { href: new URL("api", document.baseURI).href }, "/api"));
 }
 
-function addTab(command, { does, fields }, context) {
+function buildTab(command, { does, fields }, context) {
   const title = TITLES[command] ?? command;
   const button = make("button", { type: "button", role: "tab", id: `tab-${command}`,
     "aria-controls": `panel-${command}` }, title);
@@ -61,7 +93,7 @@ function addTab(command, { does, fields }, context) {
   button.onkeydown = (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (!step) return;
-    const names = Object.keys(tabs);
+    const names = Object.keys(current.tabs);
     select(names[(names.indexOf(command) + step + names.length) % names.length], true);
   };
   const form = buildForm(command, fields, context);
@@ -76,8 +108,8 @@ function addTab(command, { does, fields }, context) {
     "aria-labelledby": `tab-${command}` },
     make("div", { className: "left" }, make("p", { className: "dim" }, does), form.element),
     make("div", { className: "right" }, status, output, extras));
-  const tab = { command, title, button, panel, form, fields, go, stop, status, output, extras, job: null };
-  tabs[command] = tab;
+  const { name } = context.models;
+  const tab = { command, name, title, button, panel, form, fields, go, stop, status, output, extras, job: null };
   say(tab, "Progress and messages appear here.");
   form.element.onsubmit = (event) => { event.preventDefault(); submit(tab); };
   form.element.onkeydown = (event) => {
@@ -93,12 +125,14 @@ function addTab(command, { does, fields }, context) {
     share.textContent = "Copied";
     setTimeout(() => { share.textContent = "Copy link"; }, 1500);
   };
-  document.getElementById("tabs").append(button);
-  document.getElementById("panels").append(panel);
+  return tab;
 }
 
+/** Shows a tab of the models; without an argument, returns the command of the one that is shown. */
 function select(command, focus = false) {
-  for (const tab of Object.values(tabs)) {
+  const tabs = Object.values(current.tabs);
+  if (command === undefined) return tabs.find((tab) => !tab.panel.hidden).command;
+  for (const tab of tabs) {
     const chosen = tab.command === command;
     tab.panel.hidden = !chosen;
     tab.button.setAttribute("aria-selected", chosen);
@@ -106,6 +140,7 @@ function select(command, focus = false) {
     if (chosen) tab.button.scrollIntoView({ block: "nearest", inline: "nearest" });
     if (chosen && focus) tab.button.focus();
   }
+  return command;
 }
 
 async function submit(tab) {
@@ -116,7 +151,8 @@ async function submit(tab) {
     const values = await tab.form.values();
     setHash(link(tab, values));
     say(tab, "sending …", { share: 0 });
-    tab.job = (await call(`/jobs/${tab.command}`, { method: "POST", body: values })).job;
+    const path = `/jobs/${tab.command}?model=${encodeURIComponent(tab.name)}`;
+    tab.job = (await call(path, { method: "POST", body: values })).job;
     tab.stop.disabled = false;
     tab.output.replaceChildren();
     tab.extras.replaceChildren();
@@ -167,7 +203,7 @@ async function finish(tab, job, state, values) {
 
 function showResult(tab, answer, job) {
   const { urls, labels } = panels(answer);
-  const uses = Object.values(tabs).filter((other) => other.form.add && other.command !== "probe-pca")
+  const uses = Object.values(opened[tab.name].tabs).filter((other) => other.form.add && other.command !== "probe-pca")
     .map((other) => ({ title: other.title, use: (file) => { other.form.add(file); select(other.command); } }));
   const open = (index) => openViewer(urls, { labels, index, uses, name: tab.command });
   const columns = answer.animation ? null : answer.columns;
@@ -192,7 +228,8 @@ function remember(tab, answer, job, values, line) {
   const image = make("img", { src: png(answer.images[answer.images.length - 1]), alt: "" });
   const entry = make("button", { type: "button", title: `${tab.title}: ${(answer.labels[0] ?? "")}` }, image,
     make("span", {}, tab.title));
-  entry.onclick = () => {
+  entry.onclick = async () => {
+    await openModels(tab.name);
     fill(tab, values);
     select(tab.command);
     showResult(tab, answer, job);
@@ -218,11 +255,22 @@ function link(tab, values) {
     if (field.type.includes("image") || String(value) === String(field.default)) continue;
     query.set(name, Array.isArray(value) ? value.join("\n") : value);
   }
-  return `#/${tab.command}?${query}`;
+  const models = opened[tab.name].models.names.length > 1 ? `${encodeURIComponent(tab.name)}/` : "";
+  return `#/${models}${tab.command}?${query}`;
 }
 
-function openLink() {
-  const [, command, query] = location.hash.match(/^#\/([a-z-]+)\??(.*)$/) ?? [];
+async function openLink() {
+  const [, name, command, query] = location.hash.match(/^#\/(?:([^/?]+)\/)?([a-z-]+)\??(.*)$/) ?? [];
+  const shown = current?.models.name ?? null;
+  let problem = null;
+  try {
+    await openModels(name === undefined ? shown : decodeURIComponent(name));
+  } catch (error) {
+    if (name === undefined) throw error;
+    problem = error.message;
+    await openModels(shown);
+  }
+  const { tabs } = current;
   const tab = Object.hasOwn(tabs, command ?? "") ? tabs[command] : Object.values(tabs)[0];
   for (const [name, value] of new URLSearchParams(query ?? "")) {
     if (!Object.hasOwn(tab.fields, name) || tab.fields[name].type.includes("image")) continue;
@@ -230,6 +278,7 @@ function openLink() {
     tab.form.set(name, list ? value.split("\n") : value);
   }
   select(tab.command);
+  if (problem) say(tab, problem, { bad: true });
 }
 
 function setHash(hash) {
@@ -247,7 +296,8 @@ function say(tab, left, { right = "", share = null, bad = false } = {}) {
 
 // Leaving the page ends what it asked for.
 window.addEventListener("pagehide", () => {
-  for (const { job } of Object.values(tabs)) {
+  const all = Object.values(opened).flatMap(({ tabs }) => Object.values(tabs));
+  for (const { job } of all) {
     if (job) call(`/jobs/${job}`, { method: "DELETE", keepalive: true }).catch(() => {});
   }
 });
