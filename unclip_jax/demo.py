@@ -84,8 +84,7 @@ def main(argv: Sequence[str]) -> None:
     with server.take_address(args.host, args.port) as listener:
         services = open_services(args)
         if not args.no_warm_up:
-            for service in services:
-                service.warm_up()
+            services[0].warm_up()  # others would delay the first request
         names = " and ".join(service.name for service in services)
         lines = [f"{names} at {server.url(args.host, args.port, args.root_path)}"]
         lines.append("(API below /api)\n")
@@ -112,12 +111,11 @@ def check(args: argparse.Namespace) -> None:
     extra.check_installed()
     args.models = flags.run_directories(args.models)
     names = [_name(run) for run in args.models]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(
-                f"{names.count(name)} of --models have the name {name!r}, and the page chooses by "
-                "name; rename a folder."
-            )
+    if len({*names}) < len(names):
+        raise UserError(
+            f"--models have the names {', '.join(names)}, and requests choose among them by name; "
+            "rename folders, so that all names differ."
+        )
     if args.embeddings is not None:
         if len(names) > 1:
             raise UserError(
@@ -165,7 +163,6 @@ def open_services(args: argparse.Namespace) -> list[Any]:
         engine = InferenceEngine.open(run, prior=args.prior, batch=args.batch)
         own = run / EMBEDDINGS if (run / EMBEDDINGS).is_dir() else None
         size = next(iter(engine.loaded.manifests.values())).size
-        world = example_captions.world_of(size)
         services.append(
             InferenceService(
                 engine,
@@ -173,7 +170,7 @@ def open_services(args: argparse.Namespace) -> list[Any]:
                 limits=limits,
                 folder=run,
                 embeddings=args.embeddings or own,
-                examples=example_captions.CAPTIONS.get(world, ()),
+                examples=example_captions.CAPTIONS.get(example_captions.world_of(size), ()),
                 queue=queue,
             )
         )

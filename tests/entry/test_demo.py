@@ -19,7 +19,7 @@ from unclip_jax.serving import extra
         (["--max-waiting=-1"], "--max-waiting is -1"),
         (["--models=x", "--embeddings=x"], "no embeddings in x: it has no metadata"),
         (["--models", "x", "y", "--embeddings=x"], r"of one run, and 2 are served \(x, y\)"),
-        (["--models", "a/x", "b/x"], "2 of --models have the name 'x'.*rename a folder"),
+        (["--models", "a/x", "b/x"], "--models have the names x, x, and .*; rename folders"),
         ([], "no trained models .*or train them with `make train-demo`"),
     ],
 )

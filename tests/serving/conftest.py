@@ -37,6 +37,7 @@ def service(run_dir):
 def two_services(service, tmp_path_factory):
     """The untrained runs "a" and, a chain of codes, "b", as `demo` serves them."""
     first = cascades.write(tmp_path_factory.mktemp("runs") / "a")
+    (first / "embeddings" / "train").mkdir(parents=True)
     second = cascades.write(first.parent / "b", names=("clip", "dvae", "dalle"))
     args = demo.parser().parse_args(["--batch=2", "--models", str(first), str(second)])
     args.models = [first, second]

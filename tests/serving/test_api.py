@@ -65,6 +65,14 @@ def test_requests_choose_among_models_with_one_queue(client_of_two):
 def test_runs_of_one_server_share_its_queue(two_services):
     first, second = two_services
     assert first.queue is second.queue and first.name != second.name
+    assert first.embeddings == first.folder / "embeddings" / "train" and second.embeddings is None
+
+
+@pytest.mark.slow
+def test_the_time_of_a_request_is_estimated_from_those_of_the_same_models(two_services):
+    jobs = [service.submit("text", CIRCLE | {"steps": None}) for service in two_services]
+    assert all(job.wait(120) for job in jobs)
+    assert jobs[0].kind != jobs[1].kind  # `JobQueue` has a rate for each kind
 
 
 @pytest.mark.slow

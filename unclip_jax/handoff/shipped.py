@@ -29,8 +29,7 @@ def run_directories() -> list[pathlib.Path]:
     Raises:
         UserError: there is none.
     """
-    others = [WEIGHTS / name for name in names() if name != DEFAULT]
-    return [run_directory(), *filter(_is_complete, others)]
+    return [run_directory(), *(WEIGHTS / name for name in names() if name != DEFAULT)]
 
 
 def run_directory(models: str | storage.Location | None = None) -> pathlib.Path:
@@ -50,14 +49,10 @@ def run_directory(models: str | storage.Location | None = None) -> pathlib.Path:
             return remote.local_run(path)
         return WEIGHTS / path if str(path) in names() and not path.exists() else path
     for folder in (WEIGHTS / DEFAULT, TRAINED):
-        if _is_complete(folder):
+        if (load.locate(folder / "decoder" / "export") / MANIFEST).is_file():
             return folder
     raise UserError(
         f"--models was not given, this installation has no trained models ({WEIGHTS / DEFAULT} is "
         f"missing or incomplete), and there are none in {TRAINED}; install unclip_jax from a "
         "complete checkout, or train them with `make train-demo`."
     )
-
-
-def _is_complete(run: pathlib.Path) -> bool:
-    return (load.locate(run / "decoder" / "export") / MANIFEST).is_file()

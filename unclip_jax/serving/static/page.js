@@ -40,7 +40,7 @@ async function openModels(name) {
     const models = await call(name === null ? "/models" : `/models?model=${encodeURIComponent(name)}`);
     entry = opened[models.name] ??= { models, tabs: buildTabs(models) };
   }
-  const command = Object.values(current?.tabs ?? {}).find((tab) => !tab.panel.hidden)?.command;
+  const command = current && shownTab().command;
   current = entry;
   const tabs = Object.values(entry.tabs);
   document.title = `unclip_jax · ${entry.models.name}`;
@@ -74,7 +74,7 @@ function heading(models) {
   choice.onchange = async () => {
     try {
       await openModels(choice.value);
-      setHash(`#/${choice.value}/${select()}`);
+      setHash(`#/${choice.value}/${shownTab().command}`);
     } catch (error) {
       document.getElementById("models").textContent = error.message;
     }
@@ -128,11 +128,13 @@ function buildTab(command, { does, fields }, context) {
   return tab;
 }
 
-/** Shows a tab of the models; without an argument, returns the command of the one that is shown. */
+/** The tab that is shown of the current models. */
+function shownTab() {
+  return Object.values(current.tabs).find((tab) => !tab.panel.hidden);
+}
+
 function select(command, focus = false) {
-  const tabs = Object.values(current.tabs);
-  if (command === undefined) return tabs.find((tab) => !tab.panel.hidden).command;
-  for (const tab of tabs) {
+  for (const tab of Object.values(current.tabs)) {
     const chosen = tab.command === command;
     tab.panel.hidden = !chosen;
     tab.button.setAttribute("aria-selected", chosen);
@@ -140,7 +142,6 @@ function select(command, focus = false) {
     if (chosen) tab.button.scrollIntoView({ block: "nearest", inline: "nearest" });
     if (chosen && focus) tab.button.focus();
   }
-  return command;
 }
 
 async function submit(tab) {
