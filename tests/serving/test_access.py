@@ -146,7 +146,7 @@ def test_frameworks_uploads_and_queues_do_not_exist(client):
 def test_the_public_paths_are_those_that_are_listed(client, service):
     from unclip_jax.serving import api
 
-    routes = [*api.Api(service, Access()).routes(), *page.routes("")]
+    routes = [*api.Api([service], Access()).routes(), *page.routes("")]
     fixed = {route.path for route in routes if "{" not in route.path}
     assert fixed == PUBLIC
     for path in PUBLIC:

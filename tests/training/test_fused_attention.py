@@ -13,13 +13,13 @@ from unclip_jax.parallel.place import global_batch
 from unclip_jax.training.train_program import make_train_program
 
 STEPS = 6
-ROUNDING = 2**-7, 2**-5  # of loss and norm, relative; bfloat16 rounds by 2^-9, often in a row
+ROUNDING = 1e-5, 1e-4  # of loss and norm of the gradient, relative
 
 
 def curves(name):
-    """Loss and norm of the gradient of every step of a short training on eight devices."""
+    """Loss and norm of the gradient of every step on eight devices, without bfloat16's rounding."""
     config = files.get_config(f"{name}:tiny")
-    config.model.model.dtype = "bfloat16"
+    config.model.model.dtype = "float32"
     config.optim.warmup_steps = 0
     experiment = from_config(config)
     stage, mesh = experiment.build_stage(), make_mesh(MeshConfig(data=2, fsdp=4))
@@ -44,7 +44,12 @@ def test_the_kernel_changes_no_loss_curve(monkeypatch, name):
         return kernel(*args, **options, interpret=True)
 
     monkeypatch.setattr(tpu_attention, "fused_attention", interpreted)
+
+    def as_for_bfloat16(q, k, mask, choose=attention._implementation):
+        return choose(q.astype("bfloat16"), k, mask)
+
     monkeypatch.setattr(attention, "_platform", lambda: "tpu")
+    monkeypatch.setattr(attention, "_implementation", as_for_bfloat16)
     fused = curves(name)
     assert calls and plain[-1, 0] < plain[0, 0]
     for got, want, rounding in zip(fused.T, plain.T, ROUNDING, strict=True):
