@@ -23,6 +23,7 @@ COMMANDS = {
     "bundle": "write the sampler of a cascade as one file",
     "plan": "estimate memory and time of a stage on given devices",
     "analytic": "estimate the reverse variance of a trained prior",
+    "steps": "search the timesteps of a sampler of few steps",
 }
 HELP = """usage: {program} COMMAND [arguments]
 

@@ -136,7 +136,17 @@ def test_a_url_of_another_kind_is_rejected_with_the_reason():
     assert str(parser.parse_args(["--workdir=gs://b/run"]).workdir) == "gs://b/run"
 
 
-COMMANDS = ["analytic", "bundle", "embed", "evaluate", "plan", "prepare", "sample", "train"]
+COMMANDS = [
+    "analytic",
+    "bundle",
+    "embed",
+    "evaluate",
+    "plan",
+    "prepare",
+    "sample",
+    "steps",
+    "train",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -3,7 +3,7 @@ import pytest
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion.float32_schedule import to_float32
-from unclip_jax.diffusion.respace import respace, strided, timesteps
+from unclip_jax.diffusion.respace import listed, respace, strided, timesteps
 from unclip_jax.diffusion.schedule import make_schedule
 
 COSINE = make_schedule("cosine", num_timesteps=1000)
@@ -177,4 +177,21 @@ def test_grids_of_distilled_models_end_at_pure_noise(spec, expected):
 @pytest.mark.parametrize("spec", ["trailing", "trailing0", "trailing1001", "trailing2.5"])
 def test_such_grids_that_cannot_be_are_rejected(spec):
     with pytest.raises(UserError, match=f"'{spec}' not understood; give a number from 1 to 1000"):
+        grid(spec)
+
+
+@pytest.mark.parametrize("indices", [[999], [0, 999], [120, 480, 700]])
+def test_indices_can_be_listed(indices):
+    spec = "at:" + "-".join(map(str, indices))
+    assert listed(np.array(indices)) == spec and grid(spec) == indices
+    np.testing.assert_array_equal(strided(COSINE, steps=spec).timesteps, indices)
+
+
+@pytest.mark.parametrize(
+    "spec", ["at:", "at:5-5", "at:9-3", "at:-1-3", "at:1-1000", "at:1-x", "at:1--3"]
+)
+def test_lists_that_cannot_be_are_rejected(spec):
+    with pytest.raises(
+        UserError, match=f"'{spec}' not understood; after 'at:' give indices from 0"
+    ):
         grid(spec)

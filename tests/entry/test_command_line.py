@@ -80,10 +80,11 @@ def test_help_describes_every_argument_and_states_its_default(name):
 
 
 def test_parsers_repeat_the_defaults_of_modules_that_need_jax():
-    from unclip_jax.experiment import analytic_variance
+    from unclip_jax.experiment import analytic_variance, sampling_grid
 
-    analytic = command_line.module("analytic").parser()
-    assert analytic.get_default("examples") == analytic_variance.EXAMPLES
+    for command, module in (("analytic", analytic_variance), ("steps", sampling_grid)):
+        parser = command_line.module(command).parser()
+        assert parser.get_default("examples") == module.EXAMPLES
 
 
 @pytest.fixture(scope="module")

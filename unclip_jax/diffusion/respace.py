@@ -5,6 +5,8 @@ Source: improved DDPM's fractional stride and DDIM's integer stride as used by A
 steps in log(signal / noise) from DPM-Solver (arXiv 2206.00927, section 3.4).
 """
 
+import itertools
+
 import numpy as np
 from jaxtyping import Int
 
@@ -15,6 +17,7 @@ from unclip_jax.diffusion.schedule import Schedule
 FAST_27 = "10,10,3,2,2"  # GLIDE's counts per fifth of the chain, most steps near the data
 LOG_SNR = "logsnr"
 TRAILING = "trailing"
+AT = "at:"
 MIN_LOG_SNR = -4.0  # log(signal / noise) below which an even grid spends one step: signal < 2 %
 
 
@@ -47,7 +50,8 @@ def timesteps(spec: str, *, num_timesteps: int, summed: bool = True) -> Int[np.n
             "fast27": "10,10,3,2,2" with the last index T - 1 replaced by T - 3 (GLIDE: fewer
             artefacts with DDIM);
             "22@140": a grid of 22 on the indices from 140;
-            "trailing4": T / 4, T / 2, 3 T / 4 and T, minus 1 and rounded, for distilled models.
+            "trailing4": T / 4, T / 2, 3 T / 4 and T, minus 1 and rounded, for distilled models;
+            "at:120-480-999": these indices.
         num_timesteps: T, the length of the original chain.
         summed: fractional strides are added up one after another before they are rounded, as ADM's
             code and DeepFloyd IF's do; False multiplies them instead, as diffusers' UnCLIPScheduler
@@ -58,6 +62,8 @@ def timesteps(spec: str, *, num_timesteps: int, summed: bool = True) -> Int[np.n
     """
     if spec == "fast27":
         return np.append(timesteps(FAST_27, num_timesteps=num_timesteps)[:-1], num_timesteps - 3)
+    if spec.startswith(AT):
+        return _listed(spec, num_timesteps)
     plain, at, first = spec.partition("@")
     if at:
         skipped = _index(first, spec, num_timesteps)
@@ -75,8 +81,8 @@ def timesteps(spec: str, *, num_timesteps: int, summed: bool = True) -> Int[np.n
     except ValueError as error:
         raise UserError(
             f"sampling steps {spec!r} not understood; give a number such as '250', 'ddim25', "
-            "'logsnr20', 'fast27', '22@140', 'trailing4' or counts per section such as "
-            "'10,10,3,2,2'."
+            "'logsnr20', 'fast27', '22@140', 'trailing4', indices such as 'at:120-480-999', or "
+            "counts per section such as '10,10,3,2,2'."
         ) from error
     if counts == [1]:
         raise UserError("sampling steps '1' would keep index 0 only; give at least 2 steps.")
@@ -133,6 +139,23 @@ def _even_log_snr(spec: str, schedule: Schedule) -> Int[np.ndarray, " n"]:
     for k in range(len(nearest) - 2, -1, -1):
         nearest[k] = max(k, min(nearest[k], nearest[k + 1] - 1))
     return nearest.astype(np.int32)
+
+
+def listed(indices: Int[np.ndarray, " n"]) -> str:
+    """Returns the grid with these indices, "at:120-480-999"."""
+    return AT + "-".join(str(int(index)) for index in indices)
+
+
+def _listed(spec: str, num_timesteps: int) -> Int[np.ndarray, " n"]:
+    parts = spec.removeprefix(AT).split("-")
+    indices = [int(part) if part.isdecimal() else -1 for part in parts]
+    ascend = all(a < b for a, b in itertools.pairwise(indices))
+    if indices[0] < 0 or not ascend or indices[-1] >= num_timesteps:
+        raise UserError(
+            f"sampling steps {spec!r} not understood; after {AT!r} give indices from 0 to "
+            f"{num_timesteps - 1} in ascending order, such as 'at:120-480-{num_timesteps - 1}'."
+        )
+    return np.array(indices, np.int32)
 
 
 def _trailing(spec: str, num_timesteps: int) -> Int[np.ndarray, " n"]:

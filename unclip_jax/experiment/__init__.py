@@ -2,8 +2,8 @@
 
 Reads a file and overrides of its keys (loading.py), types it and checks it across groups of keys
 (config.py), opens its data (input_pipeline.py), and adds the frozen CLIP's text features to batches
-(frozen_clip.py), trains and exports its stage (training_run.py) and measures a prior's variance
-(analytic_variance.py). Start at config.py.
+(frozen_clip.py), trains and exports its stage (training_run.py), measures a prior's variance
+(analytic_variance.py) and searches grids of few steps (sampling_grid.py). Start at config.py.
 """
 
 MAY_IMPORT: tuple[str, ...] = (
@@ -14,6 +14,7 @@ MAY_IMPORT: tuple[str, ...] = (
     "handoff",
     "inference",
     "models",
+    "objectives",
     "pairs",
     "parallel",
     "stages",

@@ -140,8 +140,8 @@ class SamplingConfig:
     """The default settings of sampling; every field can be overridden when sampling.
 
     Attributes:
-        steps: strided grid, "64", "ddim27", "fast27", "22@140", section counts or "logsnr20"
-            (`respace.strided`); "trailing4" for a distilled model.
+        steps: strided grid, "64", "ddim27", "fast27", "22@140", "at:120-999", section counts or
+            "logsnr20" (`respace.strided`); "trailing4" for a distilled model.
         sampler: one of `SAMPLERS`: "ancestral" or "ddim", as in the paper; "dpmpp_2m",
             "dpmpp_3m", "heun" or "edm"; "consistency" for a model distilled so. Options of the
             sampler that are no fields here follow it: "edm:s_churn=40:s_noise=1.003".

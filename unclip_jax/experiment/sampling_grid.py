@@ -1,0 +1,255 @@
+"""Searches the timesteps with which an exported stage samples best in a few steps.
+
+The error of a grid is the distance of its samples from the ends of the exact paths, for the same
+noise and the same held-out conditions. The search itself is `diffusion.grid_search`.
+"""
+
+import dataclasses
+import itertools
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from tqdm import tqdm
+
+from unclip_jax.conditioning import captions
+from unclip_jax.core import rng
+from unclip_jax.core.checks import UserError, in_range, one_of, positive
+from unclip_jax.core.types import Batch, Key, Params
+from unclip_jax.diffusion import distillation, grid_search, respace, samplers
+from unclip_jax.diffusion.samplers import StepTable
+from unclip_jax.experiment import input_pipeline
+from unclip_jax.experiment.config import Experiment
+from unclip_jax.handoff import load as handoff
+from unclip_jax.inference.load import abstract_params
+from unclip_jax.objectives import gaussian
+from unclip_jax.objectives.gaussian import SamplingConfig
+from unclip_jax.parallel.mesh import MeshConfig, make_mesh, replicated, traced_on
+from unclip_jax.parallel.place import global_batch
+from unclip_jax.stages.entry import StageEntry
+
+SAMPLERS = ("ddim", "dpmpp_2m", "dpmpp_3m", "heun")  # without noise, in the steps of the grid
+EXAMPLES = 64  # for the search, and as many again to compare its result
+REFERENCE = SamplingConfig(sampler="heun", steps="40")  # 79 evaluations, nearly the exact path
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchedGrid:
+    """The result of a search.
+
+    Attributes:
+        steps: the grid, as `sampling.steps`.
+        errors: grid -> mean over examples of the root mean square distance from the exact path, on
+            examples that the search did not use; the result and the usual grids of as many steps.
+        examples: number of these examples.
+        evaluations: number of grids that the search tried.
+    """
+
+    steps: str
+    errors: dict[str, float]
+    examples: int
+    evaluations: int
+
+
+def of_export(
+    experiment: Experiment, *, sampler: str, count: int, examples: int = EXAMPLES
+) -> SearchedGrid:
+    """Searches the grid of `count` steps for the export that `experiment.init_from` names.
+
+    Args:
+        experiment: names the export and the data.
+        sampler: one of `SAMPLERS`.
+        count: number of steps.
+        examples: held-out examples for the search, rounded up to whole batches.
+
+    Raises:
+        UserError: the stage does not diffuse or was distilled, or there are too few held-out
+            examples.
+    """
+    one_of("--sampler", sampler, SAMPLERS)
+    positive("--examples", examples)
+    _check(experiment)
+    in_range("--steps", count, 2, experiment.model.diffusion.num_timesteps)
+    stage = experiment.entry.make(experiment.model)
+    inputs = input_pipeline.open_inputs(experiment, stage)
+    _check_clip(experiment, inputs.facts)
+    if inputs.held_out is None:
+        raise UserError("config.data.eval_split is empty; name a held-out split to search on.")
+    needed = 2 * math.ceil(examples / experiment.train.batch_size)
+    hosts = list(itertools.islice(inputs.held_out(), needed))
+    if len(hosts) < 2:
+        raise UserError(
+            f"split {experiment.data.eval_split!r} fills {len(hosts)} batches of "
+            f"{experiment.train.batch_size}, but 2 are needed, to search and to compare; lower "
+            "--config.train.batch_size."
+        )
+    mesh = make_mesh(MeshConfig(), devices=jax.local_devices()[:1])
+    params = handoff.read_params(
+        pathlib.Path(experiment.init_from), abstract=abstract_params(stage)
+    )
+    params = jax.device_put(params, replicated(mesh))
+    batches = [
+        global_batch({name: host[name] for name in stage.batch_spec}, mesh) for host in hosts
+    ]
+    errors = _Errors(experiment.entry, experiment.model, sampler, mesh)
+    half, seed = len(batches) // 2, experiment.train.seed
+    return _search(
+        errors.on(params, batches[:half], seed=seed),
+        errors.on(params, batches[half:], seed=seed + 1),
+        errors.plan,
+        count=count,
+        examples=(len(batches) - half) * experiment.train.batch_size,
+    )
+
+
+class _Plan(NamedTuple):
+    """The rows of a grid, and its indices."""
+
+    indices: grid_search.Indices
+    rows: StepTable
+
+
+def _search(
+    error: Callable[[_Plan], float],
+    other: Callable[[_Plan], float],
+    plan: Callable[[str], _Plan],
+    *,
+    count: int,
+    examples: int,
+) -> SearchedGrid:
+    """Searches from the best of the usual grids, then compares on other examples."""
+    usual = {steps: plan(steps) for steps in _usual(count)}
+    start = min(usual.values(), key=error)
+    length = 1 + int(start.indices[-1])
+    with tqdm(total=grid_search.MOST, desc="search", unit="grid") as bar:
+
+        def counted(indices: grid_search.Indices) -> float:
+            value = error(plan(respace.listed(indices)))
+            bar.update()
+            bar.set_postfix(error=f"{value:.4g}")
+            return value
+
+        best = grid_search.search(counted, start=start.indices, num_timesteps=length)
+    steps = respace.listed(best.indices)
+    compared = {steps: plan(steps), **usual}
+    return SearchedGrid(
+        steps=steps,
+        errors={name: other(rows) for name, rows in compared.items()},
+        examples=examples,
+        evaluations=best.evaluations,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Errors:
+    """Distances of samples from the exact path, by grid.
+
+    Attributes:
+        entry: the stage.
+        cfg: its config.
+        sampler: name of the sampler.
+        mesh: the device.
+    """
+
+    entry: StageEntry
+    cfg: Any
+    sampler: str
+    mesh: Any
+
+    def plan(self, steps: str) -> _Plan:
+        """Returns the rows of a grid."""
+        chain = self.cfg.diffusion.chain()
+        solver = SamplingConfig(sampler=self.sampler).solver()
+        indices = np.asarray(respace.strided(chain, steps=steps).timesteps)
+        return _Plan(indices, samplers.on_device(solver.plan(chain, steps=steps)))
+
+    def on(self, params: Params, batches: Sequence[Batch], *, seed: int) -> Any:
+        """Returns the function plan -> error on these batches."""
+        keys = [
+            jax.device_put(rng.fold(jax.random.key(seed), index), replicated(self.mesh))
+            for index in range(len(batches))
+        ]
+        exact = jax.jit(traced_on(self.mesh, self._exact))
+        ends = [exact(params, *pair) for pair in zip(batches, keys, strict=True)]
+        distance = jax.jit(traced_on(self.mesh, self._distance))
+
+        def error(plan: _Plan) -> float:
+            inputs = zip(batches, keys, ends, strict=True)
+            return float(np.mean([distance(params, *each, plan.rows) for each in inputs]))
+
+        return error
+
+    def _exact(self, params: Params, batch: Batch, key: Key) -> Array:
+        """Returns the ends of the paths."""
+        table = REFERENCE.solver().plan(self.cfg.diffusion.chain(), steps=REFERENCE.steps)
+        return self._sample(params, batch, key, table, REFERENCE.sampler)
+
+    def _distance(
+        self, params: Params, batch: Batch, key: Key, ends: Array, table: StepTable
+    ) -> Array:
+        """Returns the mean root mean square distance of the samples from the ends of the paths."""
+        error = self._sample(params, batch, key, table, self.sampler) - ends
+        return jnp.mean(jnp.sqrt(jnp.mean(error**2, axis=range(1, error.ndim))))
+
+    def _sample(
+        self, params: Params, batch: Batch, key: Key, table: StepTable, sampler: str
+    ) -> Array:
+        """Samples with the stage's guidance and threshold."""
+        latent, denoiser = self.entry.latent, self.entry.denoiser
+        assert latent is not None and denoiser is not None
+        sampling, diffusion = self.cfg.sampling, self.cfg.diffusion
+        shape = jax.eval_shape(lambda: latent(self.cfg, params, batch)).shape
+        keys = rng.per_example(key, jnp.arange(shape[0]))
+        denoise = denoiser(
+            self.cfg,
+            params,
+            captions.conditions(batch),
+            keys=rng.fold_each(keys, "conditions"),
+            scale=sampling.guidance_scale,
+        )
+        return samplers.run(
+            gaussian.thresholded(denoise, diffusion, sampling),
+            gaussian.x_T(keys, shape[1:]),
+            table=table,
+            solver=SamplingConfig(sampler=sampler).solver(),
+            keys=keys,
+        ).x
+
+
+def _usual(count: int) -> tuple[str, ...]:
+    """Returns the usual grids of that many steps."""
+    return str(count), f"{respace.LOG_SNR}{count}", distillation.trailing(count)
+
+
+def _check(experiment: Experiment) -> None:
+    """Rejects stages without a grid, or with one that may not change."""
+    if not experiment.init_from:
+        raise UserError("config.init_from is empty; give the export to search the steps of.")
+    if experiment.entry.denoiser is None or experiment.entry.latent is None:
+        raise UserError(
+            f"stage {experiment.stage!r} does not diffuse, so it has no steps; give the export of "
+            "a prior, decoder or upsampler that does."
+        )
+    distilled = experiment.model.diffusion.distillation
+    if distilled is not None:
+        raise UserError(
+            f"{experiment.init_from} was distilled to {distilled.steps} steps, which may not "
+            "change; give the model that it was distilled from."
+        )
+
+
+def _check_clip(experiment: Experiment, facts: dict[str, Any]) -> None:
+    """Rejects embeddings of another CLIP than that of the export."""
+    manifest = handoff.read_manifest(pathlib.Path(experiment.init_from))
+    ours, theirs = manifest.clip_id, facts.get("clip_id")
+    if ours and theirs and ours != theirs:
+        raise UserError(
+            f"{experiment.init_from} was trained on embeddings of CLIP {ours[:12]}; "
+            f"{experiment.data.embeddings} holds those of {theirs[:12]}. Give the embeddings that "
+            "it was trained on."
+        )
