@@ -22,9 +22,11 @@ def parser() -> ExperimentParser:
         config_help="; finetune:STAGE, with the export as --config.init_from",
         description="Search the timesteps of a sampler of few steps on held-out data.",
     )
-    parser.add_argument("--steps", type=int, required=True, help="number of steps")
+    parser.add_argument("--steps", type=int, required=True, help="number of steps, 2 to 32")
     parser.add_argument(
-        "--sampler", default="dpmpp_2m", help="ddim, dpmpp_2m, dpmpp_3m or heun; default: dpmpp_2m"
+        "--sampler",
+        default="",
+        help="ddim, dpmpp_2m, dpmpp_3m or heun; default: as exported, or dpmpp_2m",
     )
     parser.add_argument(
         "--examples",
@@ -40,20 +42,26 @@ def main(argv: Sequence[str]) -> None:
     args, overrides = parser().parse(argv)
     from unclip_jax.experiment import loading, sampling_grid
 
+    experiment = loading.read(args.config, overrides=overrides)
     grid = sampling_grid.of_export(
-        loading.read(args.config, overrides=overrides),
-        sampler=args.sampler,
-        count=args.steps,
-        examples=args.examples,
+        experiment, count=args.steps, sampler=args.sampler, examples=args.examples
     )
+    role = "" if experiment.entry.paired else experiment.entry.role
     width = max(map(len, grid.errors))
     lines = [f"{name:{width}}  {error:.4f}" for name, error in grid.errors.items()]
     sys.stdout.write(
         f"distance from the exact path on {grid.examples} other examples, root mean square:\n"
         + "\n".join(lines)
-        + f"\n{grid.evaluations} grids tried; sample with --sampler={args.sampler} "
-        f"--steps={grid.steps}\n"
+        + f"\n{grid.evaluations} grids tried; the best: "
+        + _settings(role, grid.sampler, grid.steps)
+        + "\n"
     )
+
+
+def _settings(role: str, sampler: str, steps: str) -> str:
+    """Returns the flags of `sample` for a role, or keys of the config if there are none."""
+    flags = {"prior": "--prior-", "decoder": "--"}.get(role, "--config.model.sampling.")
+    return f"{flags}sampler={sampler} {flags}steps={steps}"
 
 
 if __name__ == "__main__":

@@ -35,6 +35,12 @@ def test_no_move_leaves_the_chain_or_the_order_and_the_last_index_stays():
     assert result.evaluations == len(tried)
 
 
+def test_grids_of_many_steps_are_searched_too():
+    start = np.arange(200) * 5 + 4
+    result = grid_search.search(lambda grid: float(-grid[0]), start=start, num_timesteps=T)
+    assert result.indices[0] > start[0] and result.evaluations > 1
+
+
 def test_the_search_ends_after_as_many_evaluations_as_allowed():
     values = iter(range(1000, 0, -1))  # every move seems to help
 

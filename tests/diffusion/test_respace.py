@@ -188,7 +188,7 @@ def test_indices_can_be_listed(indices):
 
 
 @pytest.mark.parametrize(
-    "spec", ["at:", "at:5-5", "at:9-3", "at:-1-3", "at:1-1000", "at:1-x", "at:1--3"]
+    "spec", ["at:", "at:0", "at:5-5", "at:9-3", "at:-1-3", "at:1-1000", "at:1-x", "at:1--3"]
 )
 def test_lists_that_cannot_be_are_rejected(spec):
     with pytest.raises(

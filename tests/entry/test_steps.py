@@ -49,8 +49,9 @@ def test_the_result_is_printed_beside_the_usual_grids_and_can_be_sampled_with(
     text = capsys.readouterr().out
     assert "on 16 other examples" in text and re.search(r"\n\d+ grids tried", text)
     errors = dict(re.findall(r"^(\S+) +(\d+\.\d+)$", text, re.MULTILINE))
-    (grid,) = re.findall(r"--sampler=dpmpp_2m --steps=(\S+)", text)
-    assert errors.keys() == {"3", "logsnr3", "trailing3", grid}
+    (grid,) = re.findall(r"--prior-sampler=dpmpp_2m --prior-steps=(\S+)", text)
+    assert errors.keys() > {"3", "logsnr3", "trailing3"} and len(errors) == 4
+    assert float(errors[grid]) == min(map(float, errors.values()))
     assert len(respace.timesteps(grid, num_timesteps=1000)) == 3
     out = tmp_path / "x.png"
     models = [f"--models={place / 'run'}", "--steps=2", f"--prior-steps={grid}"]
@@ -65,7 +66,10 @@ def test_the_result_is_printed_beside_the_usual_grids_and_can_be_sampled_with(
         ("--steps=1", "--steps is 1"),
         ("--examples=0", "--examples is 0; it must be greater than 0"),
         ("--config.train.batch_size=32", "fills 1 batches of 32, but 2 are needed"),
-        ("--config.data.eval_split=", "config.data.eval_split is empty; name a held-out split"),
+        (
+            "--config.data.eval_split=",
+            "no held-out split to search on; name one with config.data.eval_split",
+        ),
         ("--config.init_from=/nowhere", "/nowhere is not a finished export"),
     ],
 )
@@ -75,7 +79,7 @@ def test_mistakes_are_one_line(place, argument, message):
 
 
 def test_stages_without_steps_are_rejected(place):
-    with pytest.raises(UserError, match="stage 'clip' does not diffuse, so it has no steps"):
+    with pytest.raises(UserError, match="is a clip that does not diffuse, so it has no steps"):
         steps.main(arguments(place, stage="clip"))
 
 
@@ -90,15 +94,37 @@ def test_embeddings_of_another_clip_are_rejected(place, tmp_path):
         steps.main(arguments(place, f"--config.data.embeddings={tmp_path}"))
 
 
+def changed(place, stage="prior", **changes):
+    """The experiment of a stage whose model has other settings."""
+    experiment = loading.read(f"finetune:{stage}", overrides=arguments(place, stage=stage)[1:4])
+    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, **changes))
+
+
 def test_distilled_stages_keep_their_steps(place):
-    experiment = loading.read("finetune:prior", overrides=arguments(place)[1:4])
-    model = experiment.model
+    model = changed(place).model
     diffusion = dataclasses.replace(model.diffusion, distillation=Distillation(steps=4))
     sampling = dataclasses.replace(model.sampling, sampler="ddim", steps="trailing4")
-    model = dataclasses.replace(model, diffusion=diffusion, sampling=sampling)
-    student = dataclasses.replace(experiment, model=model)
+    student = changed(place, diffusion=diffusion, sampling=sampling)
     with pytest.raises(UserError, match="was distilled to 4 steps, which may not change"):
         sampling_grid.of_export(student, sampler="ddim", count=4)
+
+
+def test_a_second_network_for_the_last_step_fixes_the_steps(place):
+    experiment = changed(place, stage="upsampler_256", last_step=True)
+    with pytest.raises(UserError, match="has a second network for its last step"):
+        sampling_grid.of_export(experiment, count=4)
+
+
+def test_guidance_away_from_the_empty_caption_is_rejected(place):
+    model = changed(place).model
+    network = dataclasses.replace(
+        model.model, caption="clip_sequence", padding="mask", null="empty", clip_text_width=32
+    )
+    sampling = dataclasses.replace(model.sampling, guidance_scale=2.0)
+    experiment = changed(place, model=network, sampling=sampling, drop_text=0.0)
+    message = "the guidance is 2, .*search with --config.model.sampling.guidance_scale=1"
+    with pytest.raises(UserError, match=message):
+        sampling_grid.of_export(experiment, count=4)
 
 
 def test_the_comparison_has_other_examples_and_other_noise(place, monkeypatch):

@@ -81,7 +81,7 @@ def test_the_result_is_compared_on_other_examples():
         return value
 
     result = sampling_grid._search(
-        error("search"), error("other"), errors("ddim").plan, count=3, examples=7
+        error("search"), error("other"), errors("ddim"), count=3, examples=7
     )
     indices = tuple(respace.timesteps(result.steps, num_timesteps=1000))
     assert np.abs(np.array(indices) - [50, 400, 999]).max() <= 4
@@ -90,3 +90,14 @@ def test_the_result_is_compared_on_other_examples():
     assert grids["search"][3] == usual[1]  # it begins at the best of them, logsnr3
     assert [*result.errors] == [result.steps, "3", "logsnr3", "trailing3"]
     assert result.evaluations == len(grids["search"]) - 3 and result.examples == 7
+
+
+def test_a_usual_grid_is_the_result_if_it_is_better_on_other_examples():
+    def against(indices):
+        return lambda plan: float(np.sum((plan.indices - np.array(indices)) ** 2))
+
+    trailing = errors("ddim").plan("trailing3").indices
+    result = sampling_grid._search(
+        against([50, 400, 999]), against(trailing), errors("ddim"), count=3, examples=7
+    )
+    assert result.steps == "trailing3" and result.errors["trailing3"] == 0.0

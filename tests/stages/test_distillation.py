@@ -276,6 +276,6 @@ def test_guidance_away_from_the_empty_caption_is_rejected():
     guided = dataclasses.replace(
         model, sampling=dataclasses.replace(model.sampling, guidance_scale=2.0)
     )
-    with pytest.raises(UserError, match=r"guidance of the teacher is 2, .*guidance_scale=1"):
+    with pytest.raises(UserError, match=r"the guidance is 2, .*config.distill.guidance_scale=1"):
         distillation.make(entry, guided, DistillConfig())
     assert distillation.make(entry, guided, ONE).teacher is not None

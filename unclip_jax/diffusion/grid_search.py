@@ -49,8 +49,8 @@ def search(
         most: evaluations of `error` after which the search ends.
     """
     best, lowest, count = start, error(start), 1
-    stride = max(num_timesteps // (2 * len(start)), 1)
     smallest = max(num_timesteps // SMALLEST, 1)
+    stride = max(num_timesteps // (2 * len(start)), smallest)
     while stride >= smallest:
         moved = False
         for index in range(len(start) - 1):

@@ -150,7 +150,7 @@ def _listed(spec: str, num_timesteps: int) -> Int[np.ndarray, " n"]:
     parts = spec.removeprefix(AT).split("-")
     indices = [int(part) if part.isdecimal() else -1 for part in parts]
     ascend = all(a < b for a, b in itertools.pairwise(indices))
-    if indices[0] < 0 or not ascend or indices[-1] >= num_timesteps:
+    if indices[0] < 0 or not ascend or not 0 < indices[-1] < num_timesteps:
         raise UserError(
             f"sampling steps {spec!r} not understood; after {AT!r} give indices from 0 to "
             f"{num_timesteps - 1} in ascending order, such as 'at:120-480-{num_timesteps - 1}'."

@@ -20,22 +20,28 @@ from tqdm import tqdm
 from unclip_jax.conditioning import captions
 from unclip_jax.core import rng
 from unclip_jax.core.checks import UserError, in_range, one_of, positive
+from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Batch, Key, Params
 from unclip_jax.diffusion import distillation, grid_search, respace, samplers
 from unclip_jax.diffusion.samplers import StepTable
 from unclip_jax.experiment import input_pipeline
 from unclip_jax.experiment.config import Experiment
 from unclip_jax.handoff import load as handoff
+from unclip_jax.handoff import remote
 from unclip_jax.inference.load import abstract_params
 from unclip_jax.objectives import gaussian
 from unclip_jax.objectives.gaussian import SamplingConfig
 from unclip_jax.parallel.mesh import MeshConfig, make_mesh, replicated, traced_on
 from unclip_jax.parallel.place import global_batch
+from unclip_jax.stages.distillation import check_null
 from unclip_jax.stages.entry import StageEntry
 
 SAMPLERS = ("ddim", "dpmpp_2m", "dpmpp_3m", "heun")  # without noise, in the steps of the grid
+DEFAULT = "dpmpp_2m"  # for an export that samples otherwise
 EXAMPLES = 64  # for the search, and as many again to compare its result
-REFERENCE = SamplingConfig(sampler="heun", steps="40")  # 79 evaluations, nearly the exact path
+MOST_STEPS = 32
+REFERENCE = SamplingConfig(sampler="heun")
+REFERENCE_STEPS = 40  # 79 evaluations, nearly the exact path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,43 +49,54 @@ class SearchedGrid:
     """The result of a search.
 
     Attributes:
-        steps: the grid, as `sampling.steps`.
-        errors: grid -> mean over examples of the root mean square distance from the exact path, on
-            examples that the search did not use; the result and the usual grids of as many steps.
+        sampler: for which it was searched.
+        errors: grid, as `sampling.steps` -> mean over examples of the root mean square distance
+            from the exact path, on examples that the search did not use; for its result and the
+            usual grids of as many steps.
         examples: number of these examples.
         evaluations: number of grids that the search tried.
     """
 
-    steps: str
+    sampler: str
     errors: dict[str, float]
     examples: int
     evaluations: int
 
+    @property
+    def steps(self) -> str:
+        """The grid with the smallest error."""
+        return min(self.errors, key=lambda name: self.errors[name])
+
 
 def of_export(
-    experiment: Experiment, *, sampler: str, count: int, examples: int = EXAMPLES
+    experiment: Experiment, *, count: int, sampler: str = "", examples: int = EXAMPLES
 ) -> SearchedGrid:
     """Searches the grid of `count` steps for the export that `experiment.init_from` names.
 
     Args:
         experiment: names the export and the data.
-        sampler: one of `SAMPLERS`.
-        count: number of steps.
+        count: number of steps, 2 to `MOST_STEPS`.
+        sampler: one of `SAMPLERS`; "" = that of the export, or `DEFAULT` if it is another.
         examples: held-out examples for the search, rounded up to whole batches.
 
     Raises:
-        UserError: the stage does not diffuse or was distilled, or there are too few held-out
-            examples.
+        UserError: the stage does not diffuse, was distilled, or is guided away from the empty
+            caption; or there are too few held-out examples.
     """
-    one_of("--sampler", sampler, SAMPLERS)
     positive("--examples", examples)
-    _check(experiment)
-    in_range("--steps", count, 2, experiment.model.diffusion.num_timesteps)
-    stage = experiment.entry.make(experiment.model)
+    experiment = experiment.with_local_exports(remote.local_export)
+    stage = _checked(experiment)
+    exported = experiment.model.sampling.sampler
+    sampler = sampler or (exported if exported in SAMPLERS else DEFAULT)
+    one_of("--sampler", sampler, SAMPLERS)
+    in_range("--steps", count, 2, min(MOST_STEPS, experiment.model.diffusion.num_timesteps))
     inputs = input_pipeline.open_inputs(experiment, stage)
     _check_clip(experiment, inputs.facts)
     if inputs.held_out is None:
-        raise UserError("config.data.eval_split is empty; name a held-out split to search on.")
+        raise UserError(
+            "there is no held-out split to search on; name one with config.data.eval_split, or for "
+            "pairs of arrays their share with config.data.eval_share."
+        )
     needed = 2 * math.ceil(examples / experiment.train.batch_size)
     hosts = list(itertools.islice(inputs.held_out(), needed))
     if len(hosts) < 2:
@@ -101,7 +118,7 @@ def of_export(
     return _search(
         errors.on(params, batches[:half], seed=seed),
         errors.on(params, batches[half:], seed=seed + 1),
-        errors.plan,
+        errors,
         count=count,
         examples=(len(batches) - half) * experiment.train.batch_size,
     )
@@ -117,12 +134,13 @@ class _Plan(NamedTuple):
 def _search(
     error: Callable[[_Plan], float],
     other: Callable[[_Plan], float],
-    plan: Callable[[str], _Plan],
+    errors: "_Errors",
     *,
     count: int,
     examples: int,
 ) -> SearchedGrid:
     """Searches from the best of the usual grids, then compares on other examples."""
+    plan = errors.plan
     usual = {steps: plan(steps) for steps in _usual(count)}
     start = min(usual.values(), key=error)
     length = 1 + int(start.indices[-1])
@@ -138,7 +156,7 @@ def _search(
     steps = respace.listed(best.indices)
     compared = {steps: plan(steps), **usual}
     return SearchedGrid(
-        steps=steps,
+        sampler=errors.sampler,
         errors={name: other(rows) for name, rows in compared.items()},
         examples=examples,
         evaluations=best.evaluations,
@@ -186,7 +204,9 @@ class _Errors:
 
     def _exact(self, params: Params, batch: Batch, key: Key) -> Array:
         """Returns the ends of the paths."""
-        table = REFERENCE.solver().plan(self.cfg.diffusion.chain(), steps=REFERENCE.steps)
+        chain = self.cfg.diffusion.chain()
+        steps = str(min(REFERENCE_STEPS, chain.num_timesteps))
+        table = REFERENCE.solver().plan(chain, steps=steps)
         return self._sample(params, batch, key, table, REFERENCE.sampler)
 
     def _distance(
@@ -226,21 +246,32 @@ def _usual(count: int) -> tuple[str, ...]:
     return str(count), f"{respace.LOG_SNR}{count}", distillation.trailing(count)
 
 
-def _check(experiment: Experiment) -> None:
-    """Rejects stages without a grid, or with one that may not change."""
-    if not experiment.init_from:
+def _checked(experiment: Experiment) -> Stage:
+    """Returns the stage, after rejecting those without a grid, or with one that may not change."""
+    model, export = experiment.model, experiment.init_from
+    if not export:
         raise UserError("config.init_from is empty; give the export to search the steps of.")
-    if experiment.entry.denoiser is None or experiment.entry.latent is None:
+    diffuses = experiment.entry.denoiser is not None and experiment.entry.latent is not None
+    if not diffuses or getattr(model, "method", "diffusion") != "diffusion":
         raise UserError(
-            f"stage {experiment.stage!r} does not diffuse, so it has no steps; give the export of "
-            "a prior, decoder or upsampler that does."
+            f"{export} is a {experiment.stage} that does not diffuse, so it has no steps; give the "
+            "export of a prior, decoder or upsampler that does."
         )
-    distilled = experiment.model.diffusion.distillation
+    if getattr(model, "last_step", False):
+        raise UserError(
+            f"{export} has a second network for its last step, which fixes its steps; give an "
+            "upsampler without one."
+        )
+    distilled = model.diffusion.distillation
     if distilled is not None:
         raise UserError(
-            f"{experiment.init_from} was distilled to {distilled.steps} steps, which may not "
-            "change; give the model that it was distilled from."
+            f"{export} was distilled to {distilled.steps} steps, which may not change; give the "
+            "model that it was distilled from."
         )
+    stage = experiment.entry.make(model)
+    advice = "search with --config.model.sampling.guidance_scale=1"
+    check_null(stage, model, model.sampling.guidance_scale, advice=advice)
+    return stage
 
 
 def _check_clip(experiment: Experiment, facts: dict[str, Any]) -> None:

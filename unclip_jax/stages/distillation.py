@@ -103,7 +103,8 @@ def make(entry: StageEntry, teacher: Any, distill: DistillConfig) -> Stage:
         )
     student = student_config(teacher, distill)
     pair, stage = _Pair(entry, teacher, student, distill), entry.make(student)
-    _check_null(stage, teacher, pair.scale)
+    advice = "distil with config.distill.guidance_scale=1"
+    check_null(stage, teacher, pair.scale, advice=advice)
 
     def loss(params: Params, batch: Batch, key: Key, teacher_params: Params):
         value = pair.loss(params, batch, key, jax.lax.stop_gradient(teacher_params))
@@ -223,12 +224,22 @@ def _check_chained(before: Distillation, distill: DistillConfig) -> None:
         )
 
 
-def _check_null(stage: Stage, teacher: Any, scale: float) -> None:
-    """Rejects guidance away from the empty caption, which training batches do not contain."""
-    text = getattr(teacher.model, "text", None)
-    empty = "text_seq" in stage.batch_spec or getattr(text, "null", "") == "empty"
-    if empty and not guidance.is_off(scale):
+def check_null(stage: Stage, cfg: Any, scale: float, *, advice: str) -> None:
+    """Rejects guidance away from the empty caption, which training batches do not contain.
+
+    Args:
+        stage: of the config `cfg`.
+        cfg: of the model.
+        scale: of the guidance.
+        advice: end of the message.
+
+    Raises:
+        UserError: the model has no null caption of its own, and the guidance is on.
+    """
+    of_text = getattr(getattr(cfg.model, "text", None), "null", "")
+    null = getattr(cfg.model, "null", "empty" if "text_seq" in stage.batch_spec else "")
+    if "empty" in (null, of_text) and not guidance.is_off(scale):
         raise UserError(
-            f"the guidance of the teacher is {scale:g}, away from the empty caption, whose "
-            "features training batches do not contain; distil with config.distill.guidance_scale=1."
+            f"the guidance is {scale:g}, away from the empty caption, whose features training "
+            f"batches do not contain; {advice}."
         )
