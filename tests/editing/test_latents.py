@@ -12,11 +12,14 @@ from unclip_jax.conditioning.captions import TokenIds
 from unclip_jax.core import digests
 from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
-from unclip_jax.editing import latents
+from unclip_jax.editing import ddpm_latents, latents, upsampler_latents
+from unclip_jax.editing.ddpm_latents import MapOptions
 from unclip_jax.editing.latents import Latent, LatentOrigin, UpsamplerLatentOrigin
+from unclip_jax.inference import decoding
 from unclip_jax.inference.cascade import Cascade
 from unclip_jax.models.decoder import Decoder
 from unclip_jax.stages import decoder
+from unclip_jax.stages.distillation import DistillConfig, student_config
 
 ORIGIN = LatentOrigin(
     clip_id="c" * 64, decoder_id="d" * 64, image_size=4, caption="a cat", name="x.png"
@@ -293,3 +296,30 @@ def test_an_image_is_its_embedding_and_the_noise_that_gives_it_back(cascade, lin
     assert float(apart) > 1e-3  # eight steps of first order
     other = latents.decode(cascade, PARAMS, result, caption=None, steps="8")
     assert (float(jnp.abs(other - images).mean()) < 1e-4) == (caption is None)
+
+
+def distilled(name):
+    """The config of a tiny stage that was distilled to four steps."""
+    return student_config(tiny.experiment(name).model, DistillConfig(steps=4))
+
+
+def test_distilled_models_are_not_inverted():
+    cfg = distilled("decoder")
+    message = "distilled to 4 steps, which cannot be inverted"
+    stages = {name: tiny.experiment(name).model for name in ("clip", "prior")}
+    image = jnp.zeros((1, 16, 16, 3))
+    with pytest.raises(UserError, match=message):
+        latents.encode(Cascade.of(**stages, decoder=cfg), {}, images=image, clip_images=image)
+    with pytest.raises(UserError, match=message):
+        ddpm_latents.plan(cfg, MapOptions())
+    assert "cannot be inverted" in upsampler_latents.obstacle(distilled("upsampler_256"))
+
+
+def test_distilled_decoders_keep_their_steps_with_any_eta():
+    cfg = distilled("decoder")
+    with pytest.raises(UserError, match="distilled to 4 steps; use 'trailing4'"):
+        decoding._planned(cfg, decoding.DecodeOptions(decoding.faithful("50")), jnp.zeros(1))
+    _, table = decoding._planned(
+        cfg, decoding.DecodeOptions(decoding.faithful("trailing4")), jnp.zeros(1)
+    )
+    assert len(table.t) == 4

@@ -20,6 +20,7 @@ from unclip_jax.handoff import export
 from unclip_jax.handoff.manifest import Manifest
 from unclip_jax.inference import load
 from unclip_jax.stages import prior
+from unclip_jax.stages.distillation import DistillConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 CLIP = "c" * 64
@@ -162,4 +163,8 @@ def test_training_measures_it_only_for_a_prior_that_samples_with_it(place):
     experiment = tiny.experiment("prior")
     analytic_variance.after_training(experiment, {}, workdir=place / "none")  # samples with "small"
     analytic_variance.after_training(tiny.experiment("decoder"), {}, workdir=place / "none")
+    sampling = dataclasses.replace(experiment.model.sampling, variance="table")
+    teacher = dataclasses.replace(experiment.model, sampling=sampling)
+    student = dataclasses.replace(experiment, model=teacher, distill=DistillConfig())
+    analytic_variance.after_training(student, {}, workdir=place / "none")
     assert not (place / "none").exists()

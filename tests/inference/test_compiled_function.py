@@ -7,6 +7,7 @@ import pytest
 
 from unclip_jax.core.checks import UserError
 from unclip_jax.diffusion import guidance
+from unclip_jax.inference import compiled_function
 from unclip_jax.inference.compiled_function import CompiledFunction, low_memory_options
 from unclip_jax.objectives.gaussian import SamplingConfig
 from unclip_jax.parallel.mesh import sampling_mesh
@@ -112,3 +113,14 @@ def test_the_layers_of_a_network_are_not_converted_to_float32_together():
     assert scratch(low_memory_options()) < together / 8
     if jax.default_backend() == "cpu":  # else there is nothing to prevent
         assert scratch({}) >= together
+
+
+def test_programs_beyond_the_limit_are_dropped(counter, monkeypatch):
+    monkeypatch.setattr(compiled_function, "MOST_PROGRAMS", 2)
+    x = np.ones(2, np.float32)
+    for steps in ("10", "11", "12"):  # the third is one too many, and all are dropped
+        counter(x, steps=steps, guidance_scale=2.0)
+    assert counter.compiled._run._cache_size() == 0
+    counter(x, steps="10", guidance_scale=2.0)
+    counter(x, steps="10", guidance_scale=2.0)
+    assert counter.traces == 4

@@ -7,8 +7,10 @@ import pytest
 from tests.stages.test_captions import KARLO_DECODER, KARLO_PRIOR
 from unclip_jax.core.checks import UserError
 from unclip_jax.experiment import loading
-from unclip_jax.planning import sampling
+from unclip_jax.parallel.mesh import MeshConfig, make_mesh
+from unclip_jax.planning import program, sampling
 from unclip_jax.stages.decoder import DecoderStageConfig
+from unclip_jax.stages.distillation import DistillConfig
 from unclip_jax.stages.prior import PriorStageConfig
 from unclip_jax.stages.registry import stage_entry
 
@@ -52,3 +54,18 @@ def test_a_prior_whose_variance_table_is_measured_later_can_be_planned_for():
 def test_a_stage_that_generates_nothing_is_rejected():
     with pytest.raises(UserError, match="stage 'clip' generates nothing; use one of prior, "):
         sampling.function("clip", None, batch_size=2)
+
+
+def test_a_student_is_planned_in_its_own_steps_without_guidance():
+    """The teacher evaluates its network in 25 steps and twice per step, the student in 4."""
+    override = "--config.model.sampling.guidance_scale=2"
+    teacher = loading.read("experiments/decoder.py:tiny", overrides=[override])
+    steps = dataclasses.replace(teacher.model.sampling, steps="25")
+    model = dataclasses.replace(teacher.model, sampling=steps)
+    teacher = dataclasses.replace(teacher, model=model)
+    student = dataclasses.replace(teacher, distill=DistillConfig(steps=4), init_from="teacher")
+    mesh = make_mesh(MeshConfig(), devices=jax.local_devices()[:1])
+    before, after = (
+        program.sample(each, mesh=mesh, batch_size=1).model_flops for each in (teacher, student)
+    )
+    assert 9 < before / after <= 12.5  # the caption is encoded once by both

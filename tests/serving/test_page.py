@@ -137,6 +137,44 @@ def test_a_link_fills_the_form_and_runs_nothing(page, client):
     assert client.get("/api/queue") == {"running": 0, "waiting": 0, "limit": 3}
 
 
+def test_links_and_the_history_restore_every_field(page, client):
+    """Also those that the form begins with another value than the command, and empty ones."""
+
+    def field(name):
+        return page.run(f"document.querySelector('#text-{name}').value")
+
+    page.run("document.querySelector('#text-steps').value = '4'")
+    page.run("document.querySelector('#text-num').value = 1")
+    page.type("#text-captions", "a red circle")
+    page.click("#go-text")
+    page.wait(f"{status('text')}.includes('one image in')")
+    link = page.run("location.href")
+    page.run("document.querySelector('#text-guidance').value = 5")
+    page.run("document.querySelector('#text-negative').value = 'x'")
+    page.run("document.querySelector('#entries button').click()")
+    page.wait("document.querySelector('#text-guidance').value === ''")
+    assert (field("negative"), field("num"), field("steps")) == ("", "1", "4")
+    page.open("about:blank")
+    page.open(link)
+    page.wait("document.querySelector('#text-captions')?.value === 'a red circle'")
+    assert (field("num"), field("steps")) == ("1", "4")
+
+
+def test_a_request_during_a_stop_waits_for_its_end(page, client, busy_queue):
+    page.type("#text-captions", "a red circle")
+    page.click("#go-text")
+    page.wait(f"{status('text')}.includes('1 before you')")
+    page.click("#stop-text")
+    page.run("document.querySelector('#panel-text form').requestSubmit()")  # as Enter does
+    page.wait(f"{status('text')}.includes('Stopped.')")
+    assert client.get("/api/queue")["waiting"] == 0
+    page.click("#go-text")
+    page.wait(f"{status('text')}.includes('1 before you')")
+    assert page.run("!document.querySelector('#stop-text').disabled")
+    page.click("#stop-text")
+    page.wait(f"{status('text')}.includes('Stopped.')")
+
+
 def test_models_are_switched_and_keep_what_they_show(browser, client_of_two):
     browser.open("about:blank")
     browser.open(f"{client_of_two.url}/")

@@ -208,7 +208,11 @@ def monster():
         ("text", {"captions": ["x"], "seed": True}, "seed is 'True'; give a whole number"),
         ("text", {"captions": ["x"], "seed": 1.5}, "seed is '1.5'; give a whole number"),
         ("text", {"captions": ["x"], "seed": -1}, "seed is -1; it must lie in"),
-        ("text", {"captions": ["x"], "guidance": float("nan")}, "guidance is nan"),
+        (
+            "text",
+            {"captions": ["x"], "guidance": float("nan")},
+            "guidance is 'nan'; give a finite number",
+        ),
         ("variations", {"image": "x"}, "image is 'x'; give an image file"),
         ("variations", {"image": b"hello"}, "image: not an image: 5 bytes of no known format"),
         (
@@ -250,6 +254,10 @@ def monster():
         ("variations", {"image": IMAGE, "refine": 6}, r"refine is 6; it must lie in \[0, 5\]"),
         ("text", {"captions": ["x"], "candidates": 9}, r"candidates is 9; it must lie in \[1, 8"),
         ("text", {"captions": ["x"], "best_of": 17}, "would be 17 images"),
+        ("text", {"captions": ["x"], "previews": 9}, r"previews is 9; it must lie in \[0, 8\]"),
+        ("text", {"captions": ["x"], "cap": 10**400}, "cap is '1000.*'; give a finite number"),
+        ("text", {"captions": ["x"], "cap": float("inf")}, "cap is 'inf'; give a finite number"),
+        ("text", {"captions": ["x"], "cap": float("nan")}, "cap is 'nan'; give a finite number"),
     ],
 )
 def test_what_is_wrong_is_named(command, fields, message):

@@ -96,12 +96,14 @@ def test_probing_uses_the_servers_embeddings_and_hides_where_they_are(
     values = {"images": [png()], "components": [2, 32]}
     with pytest.raises(UserError, match="this server has no embeddings .*--embeddings=DIR"):
         ask(service, "probe-pca", **values)
+    assert "probe-pca" not in service.models()["commands"]
     folder = tmp_path / "embeddings" / "train"
     writer = EmbeddingWriter(folder, info={"clip_id": service.engine.clip_id}, shard_size=40)
     z = np.random.default_rng(0).normal(size=(40, 32)).astype(np.float32)
     writer.add([f"{i}" for i in range(40)], [""] * 40, z_img=z, z_txt=z)
     writer.finish()
     monkeypatch.setattr(service, "embeddings", folder)
+    assert "probe-pca" in service.models()["commands"]
     result = ask(service, "probe-pca", **values).result
     assert len(result.images) == 2
     assert result.record["request"]["embeddings"] == "embeddings/train"
@@ -111,6 +113,16 @@ def test_probing_uses_the_servers_embeddings_and_hides_where_they_are(
     stats.write_text(json.dumps({**content, "info": {"clip_id": "f" * 64}}))
     with pytest.raises(UserError, match="^the embeddings in embeddings/train .* are of CLIP 'ffff"):
         ask(service, "probe-pca", **values)
+
+
+def test_long_chains_are_rejected_however_they_are_named(service):
+    for steps in ("251", "at:" + "-".join(map(str, range(251))), "logsnr251"):
+        with pytest.raises(UserError, match="^steps asks for 251 steps; this server takes at most"):
+            ask(service, "text", captions=["x"], steps=steps)
+        with pytest.raises(UserError, match="^prior_steps asks for 251 steps"):
+            ask(service, "text", captions=["x"], prior_steps=steps)
+    with pytest.raises(UserError, match="^upsampler_steps asks for 300 steps"):
+        ask(service, "reconstruct", images=[png()], upsampler_steps="300", steps="4")
 
 
 def test_progress_names_stages_and_steps_and_shows_images(service):

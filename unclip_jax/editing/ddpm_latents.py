@@ -45,8 +45,9 @@ def plan(cfg: DecoderStageConfig, options: MapOptions) -> StepTable:
     """Returns the rows of the step table that are run, most noise first.
 
     Raises:
-        UserError: a strength outside [0, 1], or a grid that is not valid.
+        UserError: a strength outside [0, 1], a grid that is not valid, or a distilled decoder.
     """
+    cfg.diffusion.check_inversion()
     table = Ddim(options.eta).plan(cfg.diffusion.chain(), steps=options.steps)
     return ddpm_inversion.last_steps(table, strength=options.strength)
 

@@ -123,8 +123,12 @@ def encode(
         caption: captions as the decoder reads them; None = dropped, the usual choice.
         steps: the chain; decode on the same one.
         refinements: see `ddim_inversion.invert`.
+
+    Raises:
+        UserError: the decoder was distilled.
     """
     cfg = cascade.decoder
+    cfg.diffusion.check_inversion()
     z_img = text_to_image.image_embedding(cascade, params, images=clip_images)
     x_T = ddim_inversion.invert(
         decoder.denoiser(cfg, params["decoder"], Condition(z_img, caption)),

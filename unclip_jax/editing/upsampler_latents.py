@@ -32,6 +32,8 @@ def obstacle(cfg: UpsamplerStageConfig) -> str:
         return "reads captions (config.model.model.text)"
     if cfg.last_step:
         return "takes its last step with another network (config.model.last_step)"
+    if cfg.diffusion.distillation is not None:
+        return "was distilled to a few steps, which cannot be inverted"
     return ""
 
 

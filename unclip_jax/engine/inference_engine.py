@@ -145,7 +145,7 @@ class InferenceEngine:
     @property
     def clip_id(self) -> str:
         """Identity of the CLIP."""
-        return str(self.loaded.clip_id)
+        return self.loaded.clip_id or ""
 
     @functools.cached_property
     def decoder_id(self) -> str:

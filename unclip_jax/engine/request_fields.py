@@ -18,6 +18,7 @@ from unclip_jax.engine.image_inputs import ImageInput
 T = TypeVar("T")
 Scalar = Literal["integer", "number", "boolean", "text", "image"]
 
+GREATEST = 1e9  # of a number that has no limit of its own
 MAX_TEXT = 10_000  # characters; longer captions are rejected rather than silently cut
 MAX_ITEMS = 4096  # of a list
 _SCALARS: dict[Any, Scalar] = {
@@ -211,6 +212,8 @@ def _item(field: RequestField, name: str, value: Any) -> Any:
         check_unicode(name, value)
         if not option.blank and not value.strip():
             raise UserError(f"{name} is empty; say what the image should show.")
+    if isinstance(value, int | float) and field.scalar == "number" and not abs(value) <= GREATEST:
+        raise _wrong(name, value, "a finite number")
     if option.low is not None:
         high = float("inf") if option.high is None else option.high
         in_range(name, value, option.low, high)

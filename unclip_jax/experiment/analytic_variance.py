@@ -70,6 +70,8 @@ def after_training(experiment: Experiment, params: Params, *, workdir: pathlib.P
     cfg = experiment.model
     if not isinstance(cfg, PriorStageConfig) or not cfg.sampling.needs_table:
         return
+    if experiment.distill is not None:  # the student samples without noise
+        return
     inputs = input_pipeline.open_inputs(experiment, prior.make(cfg))
     table = measure(
         cfg,

@@ -13,6 +13,8 @@ from unclip_jax.parallel.mesh import replicated, traced_on
 
 T = TypeVar("T")
 
+MOST_PROGRAMS = 64  # per function in memory; more are compiled again, or read from the disk
+
 
 class CompiledFunction(Generic[T]):
     """A pure function, compiled once per shape and per static settings."""
@@ -35,6 +37,7 @@ class CompiledFunction(Generic[T]):
         """
         self._function, self._static, self._compiling = function, static, compiling
         self._is_traced = False  # by the present call
+        self._programs = 0
 
         def run(numbers: dict[str, Any], *args: Any, **kwargs: Any) -> T:
             self._is_traced = True  # Python runs only while `jax.jit` traces the function
@@ -44,7 +47,7 @@ class CompiledFunction(Generic[T]):
             }
             return function(*args, **{**kwargs, **settings})
 
-        self._run = jax.jit(
+        self._run: Any = jax.jit(
             traced_on(mesh, run), static_argnames=static, out_shardings=replicated(mesh)
         )
 
@@ -68,6 +71,10 @@ class CompiledFunction(Generic[T]):
             if self._is_traced:
                 self._is_traced = False
                 self._compiling(False)
+                self._programs += 1
+                if self._programs > MOST_PROGRAMS:
+                    self._run.clear_cache()
+                    self._programs = 0
 
 
 def low_memory_options() -> dict[str, str]:

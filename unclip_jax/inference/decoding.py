@@ -221,5 +221,6 @@ def _planned(
 ) -> tuple[Solver, StepTable]:
     if eta is None:
         return gaussian.solver_and_plan(cfg.diffusion, options.sampling)
+    cfg.diffusion.check_sampling(dataclasses.replace(options.sampling, sampler="ddim", eta=0.0))
     solver = Ddim(eta)
     return solver, solver.plan(cfg.diffusion.chain(), steps=options.sampling.steps)

@@ -101,6 +101,18 @@ class DiffusionConfig:
                 "use 1.0, which is that guidance."
             )
 
+    def check_inversion(self) -> None:
+        """Rejects the inversion of a distilled model, whose few steps cannot be reversed.
+
+        Raises:
+            UserError: the model was distilled.
+        """
+        if self.distillation is not None:
+            raise UserError(
+                f"this model was distilled to {self.distillation.steps} steps, which cannot be "
+                "inverted; edit images with the model that it was distilled from."
+            )
+
     def check_sampling(self, sampling: "SamplingConfig") -> None:
         """Rejects settings that a model was not distilled for, and its sampler for other models.
 

@@ -19,6 +19,7 @@ from unclip_jax.experiment.config import Experiment
 from unclip_jax.parallel import place
 from unclip_jax.parallel.mesh import batch_sharding, replicated, traced_on
 from unclip_jax.planning import flops, sampling
+from unclip_jax.stages import distillation
 from unclip_jax.training.train_program import make_train_program
 
 EFFORTS = {"default": {}, "low": {"exec_time_optimization_effort": -1.0}}
@@ -169,7 +170,10 @@ def sample(experiment: Experiment, *, mesh: Mesh, batch_size: int) -> Program:
         UserError: a stage that is not sampled.
     """
     stage = experiment.build_stage()
-    draw, inputs = sampling.function(experiment.stage, experiment.model, batch_size=batch_size)
+    model = experiment.model
+    if experiment.distill is not None:
+        model = distillation.student_config(model, experiment.distill)
+    draw, inputs = sampling.function(experiment.stage, model, batch_size=batch_size)
     boxed = jax.eval_shape(stage.init, jax.random.key(0))
     params = place.unbox(boxed)
     whole, split = replicated(mesh), batch_sharding(mesh)

@@ -106,7 +106,8 @@ class Api:
 
     async def models(self, request: Request) -> Response:
         """The models, and the names of all that this server has."""
-        return json_response({**self._service(request).models(), "names": list(self._services)})
+        models = await anyio.to_thread.run_sync(self._service(request).models)  # hashes parameters
+        return json_response({**models, "names": list(self._services)})
 
     async def queue(self, _: Request) -> Response:
         """The length of the queue."""

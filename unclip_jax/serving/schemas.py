@@ -56,6 +56,7 @@ class RequestLimits:
         body: bytes of one HTTP request.
         waiting: requests in the queue behind the running one.
         seconds: longest running time of a request.
+        steps: greatest number of steps of a chain.
         values: greatest values of fields that cost time, where the request itself allows more.
     """
 
@@ -67,8 +68,9 @@ class RequestLimits:
     body: int = 48 * 2**20
     waiting: int = 8
     seconds: float = 3600.0
+    steps: int = 250
     values: Mapping[str, int] = dataclasses.field(
-        default_factory=lambda: {"candidates": 8, "refine": 5, "repeats": 10}
+        default_factory=lambda: {"candidates": 8, "refine": 5, "repeats": 10, "previews": 8}
     )
 
 

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unclip_jax.core.checks import UserError
+from unclip_jax.engine import request_steps
 from unclip_jax.engine.inference_engine import InferenceEngine
+from unclip_jax.engine.request_base import Request
 from unclip_jax.engine.requests import REQUESTS, PcaProbeRequest, TextRequest
 from unclip_jax.engine.result import Result
 from unclip_jax.inference.progress import ProgressCallback
@@ -118,11 +120,13 @@ class InferenceService:
         if command == PcaProbeRequest.name:
             if self.embeddings is None:
                 raise UserError(
-                    "this server has no embeddings for principal components; start it with "
-                    "--embeddings=DIR."
+                    "this server has no embeddings for principal components; they are read from "
+                    "RUN/embeddings/train, or with one model from --embeddings=DIR."
                 )
             of_server["embeddings"] = str(self.embeddings)
-        return schemas.read(command, values, limits=self.limits, of_server=of_server)
+        submission = schemas.read(command, values, limits=self.limits, of_server=of_server)
+        self._check_steps(submission.request)
+        return submission
 
     def run(self, submission: Submission, progress: ProgressCallback) -> ServedResult:
         """Runs a request; `progress` may stop it by raising an exception.
@@ -153,9 +157,26 @@ class InferenceService:
                 "steps": str(sampling.steps),
                 "timesteps": cascade.decoder.diffusion.num_timesteps,
             }
-        commands = [name for name, request in REQUESTS.items() if request.fits(cascade)]
+        lacking = {PcaProbeRequest.name} if self.embeddings is None else set()
+        commands = [
+            name
+            for name, request in REQUESTS.items()
+            if request.fits(cascade) and name not in lacking
+        ]
         facts = {"name": self.name, "sizes": sizes, "decoder": decoder, "commands": commands}
         return {**facts, "examples": list(self.examples), **self.engine.describe()}
+
+    def _check_steps(self, request: Request) -> None:
+        """Rejects chains that are longer than this server allows; a batch cannot be interrupted.
+
+        Raises:
+            UserError: too many steps, or a grid that is not valid.
+        """
+        for name, count in request_steps.lengths(request, self.engine.cascade).items():
+            if count > self.limits.steps:
+                raise UserError(
+                    f"{name} asks for {count} steps; this server takes at most {self.limits.steps}."
+                )
 
     def _kind(self, command: str) -> str:
         """Returns the kind of a job: other models take other times."""

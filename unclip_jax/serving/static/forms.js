@@ -51,15 +51,17 @@ function byRank([name, field], [other, otherField]) {
   return rank(name, field) - rank(other, otherField);
 }
 
-/** A form with `values()`, `set(name, value)` and `add(file)` for the first image. */
+/** A form with `values()`, `fill(values)`, `set(name, value)` and `add(file)` for the first image. */
 export function buildForm(command, fields, context) {
   const form = make("form", { className: "request" });
   const more = make("details", {}, make("summary", {}, "More"));
   const preset = presets(command, context);
   const inputs = {};
+  const starts = {};
   for (const [name, field] of Object.entries(fields).sort(byRank)) {
     const id = `${command}-${name}`;
     const start = preset[name] ?? field.default;
+    starts[name] = start ?? "";
     inputs[name] = inputOf(command, name, field, id, start, context);
     const label = LABELS[name] ?? name.replaceAll("_", " ");
     const row = make("div", { className: "field", title: field.help }, make("label", { htmlFor: id }, label),
@@ -72,7 +74,12 @@ export function buildForm(command, fields, context) {
   return {
     element: form,
     add: first ? (file) => first.add(file) : null,
+    starts,
     set: (name, value) => inputs[name]?.set?.(value),
+    /** Sets every field but images: to its value, or to what the form begins with. */
+    fill: (values) => {
+      for (const [name, start] of Object.entries(starts)) inputs[name].set?.(values[name] ?? start);
+    },
     values: async () => {
       const values = {};
       for (const [name, input] of Object.entries(inputs)) {

@@ -112,10 +112,13 @@ export function maskField(id) {
     /** Takes the image to paint over; files that no browser shows leave the upload. */
     follow: (files) => {
       painter.hidden = true;
+      painted = false;
+      image = null;
       if (!files.length) return;
       const loading = make("img", { src: URL.createObjectURL(files[0]) });
+      image = loading;
       loading.onload = () => {
-        image = loading;
+        if (image !== loading) return; // another was chosen while it loaded
         canvas.width = mask.width = image.naturalWidth;
         canvas.height = mask.height = image.naturalHeight;
         reset();

@@ -16,6 +16,7 @@ const STAGES = {
   upsample: "upsampler",
 };
 const MOST_ENTRIES = 40; // of the history
+let choices = 0; // of models; an answer that another choice has overtaken is not shown
 const opened = {}; // name of models -> { models, tabs }; they stay as they are while others are shown
 let description; // of all commands
 let current; // the entry of `opened` that is shown
@@ -34,11 +35,13 @@ async function start() {
 
 /** Shows the tabs of the models with this name; null = the server's first. */
 async function openModels(name) {
+  const choice = (choices += 1);
   if (name !== null && current?.models.name === name) return;
   let entry = Object.hasOwn(opened, name ?? "") ? opened[name] : null;
   if (!entry) {
     const models = await call(name === null ? "/models" : `/models?model=${encodeURIComponent(name)}`);
     entry = opened[models.name] ??= { models, tabs: buildTabs(models) };
+    if (choice !== choices) return;
   }
   const command = current && shownTab().command;
   current = entry;
@@ -60,10 +63,19 @@ function buildTabs(models) {
 
 /** A token that came in the address (#token=...) is kept for this tab, not shown. */
 function takeToken() {
-  const found = location.hash.match(/^#token=(.+)$/);
-  if (!found) return;
-  sessionStorage.setItem("unclip-token", decodeURIComponent(found[1]));
+  const match = location.hash.match(/^#token=(.+)$/);
+  if (!match) return;
+  sessionStorage.setItem("unclip-token", decoded(match[1]));
   setHash("");
+}
+
+/** A part of an address; itself if it is not encoded. */
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
 }
 
 function heading(models) {
@@ -74,14 +86,15 @@ function heading(models) {
   choice.onchange = async () => {
     try {
       await openModels(choice.value);
-      setHash(`#/${choice.value}/${shownTab().command}`);
+      setHash(`#/${encodeURIComponent(current.models.name)}/${shownTab().command}`);
     } catch (error) {
-      document.getElementById("models").textContent = error.message;
+      choice.value = current.models.name;
+      say(shownTab(), error.message, { bad: true });
     }
   };
   document.getElementById("models").replaceChildren(
     "Models ", models.names.length > 1 ? choice : make("b", {}, models.name), `, ${models.sizes.join(" → ")} px: ${stages.join(" · ")}. `,
-    `CLIP ${models.clip_id.slice(0, 12)} · JSON in, images out at `,
+    models.clip_id ? `CLIP ${models.clip_id.slice(0, 12)} · ` : "", "JSON in, images out at ",
     make("a", { href: new URL("api", document.baseURI).href }, "/api"));
 }
 
@@ -109,7 +122,7 @@ function buildTab(command, { does, fields }, context) {
     make("div", { className: "left" }, make("p", { className: "dim" }, does), form.element),
     make("div", { className: "right" }, status, output, extras));
   const { name } = context.models;
-  const tab = { command, name, title, button, panel, form, fields, go, stop, status, output, extras, job: null };
+  const tab = { command, name, title, button, panel, form, fields, go, stop, status, output, extras, job: null, busy: false };
   say(tab, "Progress and messages appear here.");
   form.element.onsubmit = (event) => { event.preventDefault(); submit(tab); };
   form.element.onkeydown = (event) => {
@@ -145,20 +158,21 @@ function select(command, focus = false) {
 }
 
 async function submit(tab) {
-  if (tab.job !== null) return;
-  tab.job = "";
+  if (tab.busy) return;
+  tab.busy = true;
   tab.go.disabled = true;
   try {
     const values = await tab.form.values();
     setHash(link(tab, values));
     say(tab, "sending …", { share: 0 });
     const path = `/jobs/${tab.command}?model=${encodeURIComponent(tab.name)}`;
-    tab.job = (await call(path, { method: "POST", body: values })).job;
+    const { job } = await call(path, { method: "POST", body: values });
+    tab.job = job;
     tab.stop.disabled = false;
     tab.output.replaceChildren();
     tab.extras.replaceChildren();
-    const state = await follow(tab.job, (news) => report(tab, news));
-    if (state.state === "done") await finish(tab, tab.job, state, values);
+    const state = await follow(job, (news) => report(tab, news));
+    if (state.state === "done") await finish(tab, job, state, values);
     else if (state.state === "failed") say(tab, state.error, { bad: true });
     else say(tab, "Stopped.");
   } catch (error) {
@@ -166,6 +180,7 @@ async function submit(tab) {
     else say(tab, error.message, { bad: true });
   }
   tab.job = null;
+  tab.busy = false;
   tab.go.disabled = false;
   tab.stop.disabled = true;
 }
@@ -231,7 +246,7 @@ function remember(tab, answer, job, values, line) {
     make("span", {}, tab.title));
   entry.onclick = async () => {
     await openModels(tab.name);
-    fill(tab, values);
+    tab.form.fill(values);
     select(tab.command);
     showResult(tab, answer, job);
     say(tab, line, { right: "earlier", share: 1 });
@@ -242,18 +257,12 @@ function remember(tab, answer, job, values, line) {
   document.getElementById("history").hidden = false;
 }
 
-function fill(tab, values) {
-  for (const [name, field] of Object.entries(tab.fields)) {
-    if (!field.type.includes("image") && values[name] !== undefined) tab.form.set(name, values[name]);
-  }
-}
-
 /** The part of the address after # that fills this form; images are not in it. */
 function link(tab, values) {
   const query = new URLSearchParams();
-  for (const [name, value] of Object.entries(values)) {
-    const field = tab.fields[name];
-    if (field.type.includes("image") || String(value) === String(field.default)) continue;
+  for (const [name, start] of Object.entries(tab.form.starts)) {
+    const value = values[name] ?? "";
+    if (tab.fields[name].type.includes("image") || String(value) === String(start)) continue;
     query.set(name, Array.isArray(value) ? value.join("\n") : value);
   }
   const models = opened[tab.name].models.names.length > 1 ? `${encodeURIComponent(tab.name)}/` : "";
@@ -265,7 +274,7 @@ async function openLink() {
   const shown = current?.models.name ?? null;
   let problem = null;
   try {
-    await openModels(name === undefined ? shown : decodeURIComponent(name));
+    await openModels(name === undefined ? shown : decoded(name));
   } catch (error) {
     if (name === undefined) throw error;
     problem = error.message;
@@ -273,11 +282,12 @@ async function openLink() {
   }
   const { tabs } = current;
   const tab = Object.hasOwn(tabs, command ?? "") ? tabs[command] : Object.values(tabs)[0];
+  const values = {};
   for (const [name, value] of new URLSearchParams(query ?? "")) {
-    if (!Object.hasOwn(tab.fields, name) || tab.fields[name].type.includes("image")) continue;
-    const list = tab.fields[name].type.startsWith("list");
-    tab.form.set(name, list ? value.split("\n") : value);
+    if (!Object.hasOwn(tab.fields, name)) continue;
+    values[name] = tab.fields[name].type.startsWith("list") ? value.split("\n") : value;
   }
+  if (command) tab.form.fill(values);
   select(tab.command);
   if (problem) say(tab, problem, { bad: true });
 }

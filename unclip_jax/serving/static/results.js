@@ -30,27 +30,31 @@ export function openViewer(urls, { labels, index, uses, name }) {
     button.onclick = run;
     return button;
   };
+  const kindOf = (url) => url.match(/^data:image\/(\w+)/)[1];
+  const first = kindOf(urls[0]) === "png" ? 0 : 1; // behind the animation, if there is one
   const show = (number) => {
     index = (number + urls.length) % urls.length;
     const image = make("img", { src: urls[index], alt: labels[index] ?? "" });
-    image.classList.toggle("pixels", !urls[index].startsWith("data:image/gif"));
+    const kind = kindOf(urls[index]);
+    const file = index < first ? `${name}.${kind}` : `${name}-${index - first}.${kind}`;
+    image.classList.toggle("pixels", index >= first);
     stage.replaceChildren(image);
     label.textContent = labels[index] ?? "";
     label.dir = "auto";
     const buttons = [
       urls.length > 1 ? action("←", () => show(index - 1)) : null,
       urls.length > 1 ? action("→", () => show(index + 1)) : null,
-      urls.length > 1 && index > 0 ? action("Compare with the first", () => compare()) : null,
-      action("Save", () => save(blobOf(urls[index]), `${name}-${index}.png`)),
-      ...uses.map(({ title, use }) => action(`→ ${title}`, () => {
+      index > first ? action("Compare with the first", () => compare()) : null,
+      action("Save", () => save(blobOf(urls[index]), file)),
+      ...(index < first ? [] : uses).map(({ title, use }) => action(`→ ${title}`, () => {
         viewer.close();
-        use(new File([blobOf(urls[index])], `${name}-${index}.png`, { type: "image/png" }));
+        use(new File([blobOf(urls[index])], file, { type: "image/png" }));
       })),
     ];
     actions.replaceChildren(...buttons.filter(Boolean));
   };
   const compare = () => {
-    const below = make("img", { src: urls[0], alt: labels[0] ?? "", className: "pixels" });
+    const below = make("img", { src: urls[first], alt: labels[first] ?? "", className: "pixels" });
     const above = make("img", { src: urls[index], alt: labels[index] ?? "", className: "pixels above" });
     const slider = make("input", { type: "range", min: 0, max: 100, value: 50, "aria-label": "Before and after" });
     const move = () => above.style.setProperty("clip-path", `inset(0 0 0 ${slider.value}%)`);
