@@ -50,7 +50,7 @@ def test_captions_become_images_that_enlarge_and_go_on_to_other_tabs(page, clien
         "window.seen = new Set(), setInterval(() => "
         f"window.seen.add({status('text')} + {images('text')}), 5)"
     )
-    page.run("document.querySelector('#text-steps').value = '400'")  # long enough to be watched
+    page.run("document.querySelector('#text-steps').value = '250'")  # long enough to be watched
     page.type("#text-captions", f"a red circle {HOSTILE} 一只黑猫")
     page.click("#go-text")
     page.wait(f"{status('text')}.includes('2 images in')")
