@@ -174,7 +174,7 @@ def test_models_say_what_they_are(service, run_dir):
     description = service.models()
     assert description["name"] == run_dir.name and description["sizes"] == [SIZE, 2 * SIZE]
     assert {"clip", "prior", "decoder"} <= description["stages"].keys()
-    assert set(description["commands"]) == REQUESTS.keys() - {"complete"}
+    assert set(description["commands"]) == REQUESTS.keys() - {"complete", "probe-pca"}
 
 
 def test_a_chain_of_codes_offers_completion_and_no_edits(tmp_path):
