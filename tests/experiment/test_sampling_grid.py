@@ -61,6 +61,24 @@ def test_the_error_is_the_distance_from_the_closed_form_with_guidance():
     assert error == pytest.approx(np.mean(expected), rel=5e-3)  # of Heun's 40 steps
 
 
+def test_all_grids_and_examples_share_two_programs():
+    """One for the ends of the paths, one for the distances; a trace asks for the denoiser once."""
+    measured, traces = errors("ddim", guidance_scale=3.0), []
+    denoiser = measured.entry.denoiser
+
+    def counted(*args, **options):
+        traces.append(args)
+        return denoiser(*args, **options)
+
+    entry = dataclasses.replace(measured.entry, denoiser=counted)
+    measured = dataclasses.replace(measured, entry=entry)
+    params, batch = {"mean": jnp.float32(0.5)}, {"image": jnp.zeros((2, 4, 4, 3))}
+    for seed in (0, 1):
+        error = measured.on(params, [batch], seed=seed)
+        assert error(measured.plan("at:200-999")) != error(measured.plan("at:300-999"))
+    assert len(traces) == 2
+
+
 def test_samples_are_thresholded():
     measured = errors("ddim", guidance_scale=3.0, threshold="static", limit=0.1)
     params, batch = {"mean": jnp.float32(5.0)}, {"image": jnp.zeros((2, 4, 4, 3))}

@@ -279,3 +279,21 @@ def test_guidance_away_from_the_empty_caption_is_rejected():
     with pytest.raises(UserError, match=r"the guidance is 2, .*config.distill.guidance_scale=1"):
         distillation.make(entry, guided, DistillConfig())
     assert distillation.make(entry, guided, ONE).teacher is not None
+
+
+@pytest.mark.parametrize(("null", "rejected"), [("empty", True), ("learned", False)])
+def test_a_prior_with_a_null_of_its_own_may_be_guided(null, rejected):
+    """Although it reads CLIP's features of captions, as a prior without one does."""
+    model = cascades.karlo_kind(tiny.experiment("prior").model)
+    network = dataclasses.replace(model.model, null=null)
+    sampling = dataclasses.replace(model.sampling, guidance_scale=2.0)
+    guided = dataclasses.replace(
+        model, model=network, sampling=sampling, drop_text=0.0 if null == "empty" else 0.1
+    )
+    entry = registry.folder_entry("prior")
+    assert "text_seq" in entry.make(guided).batch_spec
+    if rejected:
+        with pytest.raises(UserError, match="the guidance is 2, away from the empty caption"):
+            distillation.make(entry, guided, DistillConfig())
+    else:
+        assert distillation.make(entry, guided, DistillConfig()).teacher is not None

@@ -15,12 +15,11 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from unclip_jax.core import rng
-from unclip_jax.core.checks import UserError
 from unclip_jax.core.config import as_dict
 from unclip_jax.core.types import HostBatch, Params
 from unclip_jax.diffusion import respace
 from unclip_jax.diffusion.analytic import VarianceTable
-from unclip_jax.experiment import input_pipeline
+from unclip_jax.experiment import input_pipeline, training_embeddings
 from unclip_jax.experiment.config import Experiment
 from unclip_jax.handoff import sidecar
 from unclip_jax.inference.load import load_prior
@@ -49,12 +48,7 @@ def of_export(
     """
     cfg, params, manifest = load_prior(export)
     inputs = input_pipeline.open_inputs(experiment, prior.make(cfg))
-    if inputs.facts["clip_id"] != manifest.clip_id:
-        raise UserError(
-            f"{export} was trained on embeddings of CLIP {str(manifest.clip_id)[:12]}; "
-            f"{experiment.data.embeddings} holds those of {inputs.facts['clip_id'][:12]}. Give the "
-            "embeddings that the prior was trained on."
-        )
+    training_embeddings.check_clip(experiment, inputs.facts["clip_id"], export=manifest)
     return measure(
         cfg,
         params,

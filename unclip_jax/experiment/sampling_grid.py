@@ -5,6 +5,7 @@ noise and the same held-out conditions. The search itself is `diffusion.grid_sea
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import pathlib
@@ -24,7 +25,7 @@ from unclip_jax.core.stage import Stage
 from unclip_jax.core.types import Batch, Key, Params
 from unclip_jax.diffusion import distillation, grid_search, respace, samplers
 from unclip_jax.diffusion.samplers import StepTable
-from unclip_jax.experiment import input_pipeline
+from unclip_jax.experiment import input_pipeline, training_embeddings
 from unclip_jax.experiment.config import Experiment
 from unclip_jax.handoff import load as handoff
 from unclip_jax.handoff import remote
@@ -91,7 +92,9 @@ def of_export(
     one_of("--sampler", sampler, SAMPLERS)
     in_range("--steps", count, 2, min(MOST_STEPS, experiment.model.diffusion.num_timesteps))
     inputs = input_pipeline.open_inputs(experiment, stage)
-    _check_clip(experiment, inputs.facts)
+    export = pathlib.Path(experiment.init_from)
+    clip_id = inputs.facts.get("clip_id")
+    training_embeddings.check_clip(experiment, clip_id, export=handoff.read_manifest(export))
     if inputs.held_out is None:
         raise UserError(
             "there is no held-out split to search on; name one with config.data.eval_split, or for "
@@ -106,9 +109,7 @@ def of_export(
             "--config.train.batch_size."
         )
     mesh = make_mesh(MeshConfig(), devices=jax.local_devices()[:1])
-    params = handoff.read_params(
-        pathlib.Path(experiment.init_from), abstract=abstract_params(stage)
-    )
+    params = handoff.read_params(export, abstract=abstract_params(stage))
     params = jax.device_put(params, replicated(mesh))
     batches = [
         global_batch({name: host[name] for name in stage.batch_spec}, mesh) for host in hosts
@@ -179,6 +180,12 @@ class _Errors:
     sampler: str
     mesh: Any
 
+    @functools.cached_property
+    def compiled(self) -> tuple[Callable[..., Array], Callable[..., Array]]:
+        """`_exact` and `_distance`, each compiled once for all batches and grids."""
+        exact, distance = traced_on(self.mesh, self._exact), traced_on(self.mesh, self._distance)
+        return jax.jit(exact), jax.jit(distance)
+
     def plan(self, steps: str) -> _Plan:
         """Returns the rows of a grid."""
         chain = self.cfg.diffusion.chain()
@@ -192,9 +199,8 @@ class _Errors:
             jax.device_put(rng.fold(jax.random.key(seed), index), replicated(self.mesh))
             for index in range(len(batches))
         ]
-        exact = jax.jit(traced_on(self.mesh, self._exact))
+        exact, distance = self.compiled
         ends = [exact(params, *pair) for pair in zip(batches, keys, strict=True)]
-        distance = jax.jit(traced_on(self.mesh, self._distance))
 
         def error(plan: _Plan) -> float:
             inputs = zip(batches, keys, ends, strict=True)
@@ -272,15 +278,3 @@ def _checked(experiment: Experiment) -> Stage:
     advice = "search with --config.model.sampling.guidance_scale=1"
     check_null(stage, model, model.sampling.guidance_scale, advice=advice)
     return stage
-
-
-def _check_clip(experiment: Experiment, facts: dict[str, Any]) -> None:
-    """Rejects embeddings of another CLIP than that of the export."""
-    manifest = handoff.read_manifest(pathlib.Path(experiment.init_from))
-    ours, theirs = manifest.clip_id, facts.get("clip_id")
-    if ours and theirs and ours != theirs:
-        raise UserError(
-            f"{experiment.init_from} was trained on embeddings of CLIP {ours[:12]}; "
-            f"{experiment.data.embeddings} holds those of {theirs[:12]}. Give the embeddings that "
-            "it was trained on."
-        )

@@ -13,6 +13,7 @@ from unclip_jax.core.types import HostBatch
 from unclip_jax.data import remote_embeddings
 from unclip_jax.data.embeddings import EmbeddingSource
 from unclip_jax.experiment.config import Experiment
+from unclip_jax.handoff.manifest import Manifest
 
 _BLOCK = 8192  # rows that are read at a time
 
@@ -153,6 +154,25 @@ def facts(experiment: Experiment, stage: Stage, tokenizer_hash: str | None) -> d
             "count": sum(each.count for each in stats),
         },
     }
+
+
+def check_clip(experiment: Experiment, clip_id: str | None, *, export: Manifest) -> None:
+    """Rejects embeddings of another CLIP than that of an export.
+
+    Args:
+        experiment: names the embeddings.
+        clip_id: of the embeddings; None = the stage reads none.
+        export: manifest of the export.
+
+    Raises:
+        UserError: they differ.
+    """
+    if clip_id is not None and clip_id != export.clip_id:
+        raise UserError(
+            f"this {export.stage} was trained on embeddings of CLIP {str(export.clip_id)[:12]}; "
+            f"{experiment.data.embeddings} holds those of {clip_id[:12]}. Give the embeddings that "
+            "it was trained on."
+        )
 
 
 def _check_norm(info: dict[str, Any], stage: Stage, source: EmbeddingSource) -> None:
