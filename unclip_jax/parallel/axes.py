@@ -41,13 +41,19 @@ def by_example(x: Shaped[Array, " b *s"]) -> Shaped[Array, " b *s"]:
     times as many bytes. Networks call this at the end of every block. It has an effect only in
     functions traced on a mesh (`mesh.traced_on`), and none inside `jax.shard_map`.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not {*EXAMPLES} <= {*mesh.auto_axes}:
-        return x
-    if x.shape[0] % math.prod(mesh.shape[axis] for axis in EXAMPLES):
+    shards = example_shards()
+    if shards == 1 or x.shape[0] % shards:
         return x
     free = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(EXAMPLES, *free))
+
+
+def example_shards() -> int:
+    """Returns the number of shards of `by_example`; 1 where it has no effect."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not {*EXAMPLES} <= {*mesh.auto_axes}:
+        return 1
+    return math.prod(mesh.shape[axis] for axis in EXAMPLES)
 
 
 def sharded(init: nn.initializers.Initializer, *names: str | None) -> Any:
