@@ -10,6 +10,7 @@ from tests import cascades
 from unclip_jax import embed, prepare, sample, train
 from unclip_jax.core import trees
 from unclip_jax.core.checks import UserError
+from unclip_jax.experiment import loading
 from unclip_jax.handoff import load
 
 FEW = (
@@ -96,3 +97,14 @@ def test_a_teacher_is_needed(place):
     arguments = [a for a in command(place) if "init_from" not in a]
     with pytest.raises(UserError, match="name the export to train on with --config.init_from"):
         train.main(arguments)
+
+
+def test_the_next_round_starts_from_the_export_of_the_last(place):
+    student = f"--config.init_from={place / 'student/export'}"
+    overrides = [a for a in command(place) if a.startswith("--config.")] + [student]
+    following = ["--config.distill.steps=1", "--config.distill.substeps=3"]
+    experiment = loading.read("distill:prior", overrides=overrides + following)
+    assert (experiment.distill.steps, experiment.distill.substeps) == (1, 3)
+    assert experiment.model.diffusion.distillation.steps == 3  # of the teacher
+    with pytest.raises(UserError, match="distill.steps is 3 and .*substeps 2; their product must"):
+        loading.read("distill:prior", overrides=overrides)

@@ -271,14 +271,23 @@ def from_config(config: ConfigDict | Mapping[str, Any]) -> Experiment:
     Raises:
         UserError: unknown, missing or mistyped keys, or values that do not fit together.
     """
+    experiment = unchecked(config)
+    _check(experiment)
+    return experiment
+
+
+def unchecked(config: ConfigDict | Mapping[str, Any]) -> Experiment:
+    """Types a whole config without the checks that involve more than one group of keys.
+
+    Raises:
+        UserError: unknown, missing or mistyped keys.
+    """
     plain = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     if "stage" not in plain:
         raise UserError("config.stage is missing; give it in the experiment file.")
     entry = stage_entry(plain["stage"])
     model = build(entry.config, plain.pop("model", {}), where="config.model")
-    experiment = build(Experiment, {**plain, "model": model}, where="config")
-    _check(experiment)
-    return experiment
+    return build(Experiment, {**plain, "model": model}, where="config")
 
 
 def _check_pairs(experiment: Experiment) -> None:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 
 from unclip_jax.core.checks import UserError, suggest
 from unclip_jax.experiment import files
-from unclip_jax.experiment.config import Experiment, from_config
+from unclip_jax.experiment.config import Experiment, from_config, unchecked
 from unclip_jax.handoff import load as handoff
 from unclip_jax.handoff import remote
 from unclip_jax.handoff.export import TOKENIZER
@@ -69,7 +69,7 @@ def read_config(spec: str, *, overrides: Sequence[str] = ()) -> ConfigDict:
     if "model" not in config:
         folder_entry(config.to_dict().get("name", ""))
         config = trained_on(config, _init_from(config, overrides, spec), spec=spec)
-    config = completed(from_config(config))
+    config = completed(unchecked(config))
     for argument in overrides:
         _check_key(argument, config)
     values = flags.FlagValues()
