@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -103,3 +104,41 @@ def test_it_can_be_written_again_from_itself(small, tmp_path):
     compact.write(small, tmp_path / "again", dtype="bfloat16")
     first, second = (load.load_cascade(folder).params for folder in (small, tmp_path / "again"))
     jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_sampling_defaults_of_the_written_run_are_the_requested_ones(run, tmp_path):
+    settings = ("decoder.steps=trailing3", "decoder.sampler=ddim", "prior.guidance_scale=1.5")
+    argv = [str(run), f"--out={tmp_path / 'fast'}", "--to=compact"]
+    command.main(argv + [f"--sampling={setting}" for setting in settings])
+    before, after = load.load_cascade(run).cascade, load.load_cascade(tmp_path / "fast").cascade
+    decoder = dataclasses.replace(before.decoder.sampling, steps="trailing3", sampler="ddim")
+    prior = dataclasses.replace(before.prior.sampling, guidance_scale=1.5)
+    assert after.decoder == dataclasses.replace(before.decoder, sampling=decoder)
+    assert after.prior == dataclasses.replace(before.prior, sampling=prior)
+    assert after.upsamplers == before.upsamplers and after.clip == before.clip
+    # The scores of the run are of its former sampling.
+    assert not (tmp_path / "fast" / "evaluation.json").exists()
+    assert "z_img from" not in (tmp_path / "fast" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("decoder.steps", "--sampling is 'decoder.steps'; expected STAGE.FIELD=VALUE"),
+        ("steps=8", "--sampling is 'steps=8'; expected STAGE.FIELD=VALUE"),
+        ("decodr.steps=8", "has no stage 'decodr'. Did you mean 'decoder'?"),
+        ("decoder.step=8", "sampling of decoder has no setting 'step'. Did you mean 'steps'?"),
+        ("clip.steps=8", "sampling of clip has no setting 'steps'"),
+        ("decoder.sampler=ddmi", "Did you mean 'ddim'?"),
+        ("decoder.steps=trailing999999", "trailing999999"),
+        ("decoder.guidance_scale=much", "decoder.sampling.guidance_scale"),
+        ("decoder.guidance_scale=-1", "sampling.guidance_scale is -1"),
+        ("decoder.variance=learned_range", "without a learned variance"),
+        ("decoder.percentile=NaN", "sampling.percentile is nan"),
+        ("decoder.percentile=500", "sampling.percentile is 500"),
+    ],
+)
+def test_sampling_defaults_that_no_stage_can_have_are_rejected(run, tmp_path, setting, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        compact.write(run, tmp_path / "out", sampling=[setting])
+    assert not (tmp_path / "out").exists()

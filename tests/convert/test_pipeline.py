@@ -337,6 +337,14 @@ def test_a_clip_alone_survives_a_round_trip(recordings, tiny, tmp_path):
             ["x", "--out=x", "--to=compact", "--stages=clip"],
             "--stages=clip has no effect with --to",
         ),
+        (
+            ["x", "--out=x", "--to=diffusers", "--sampling=decoder.steps=8"],
+            "--sampling=decoder.steps=8 has no effect with --to=diffusers",
+        ),
+        (
+            ["x", "--out=x", "--sampling=decoder.steps=8"],
+            "--sampling=decoder.steps=8 has an effect only with --to=compact",
+        ),
     ],
 )
 def test_what_the_command_rejects(argv, message):

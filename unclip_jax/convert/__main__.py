@@ -42,6 +42,13 @@ def parser() -> Parser:
     )
     add("--pixels", choices=("signed", "unit"), help="pixel range of a VQGAN: [-1, 1] or [0, 1]")
     add("--licence", help="licence of the weights; default: that of their authors")
+    add(
+        "--sampling",
+        action="append",
+        metavar="STAGE.FIELD=VALUE",
+        help="sampling default of a stage with --to=compact, such as decoder.steps=trailing8; "
+        "repeat it for others",
+    )
     return parser
 
 
@@ -52,7 +59,9 @@ def main(argv: Sequence[str]) -> None:
     from unclip_jax.convert import compact, diffusers, importing
 
     writers = {
-        "compact": functools.partial(compact.write, licence=args.licence or ""),
+        "compact": functools.partial(
+            compact.write, licence=args.licence or "", sampling=args.sampling or ()
+        ),
         "diffusers": diffusers.write,
         "safetensors": diffusers.write_plain,
     }
@@ -62,6 +71,11 @@ def main(argv: Sequence[str]) -> None:
         _check_import_flags(args)
         names = writers[args.to](args.source[0], args.out, dtype=args.dtype)
     else:
+        if args.sampling:
+            raise UserError(
+                f"--sampling={args.sampling[0]} has an effect only with --to=compact; leave it "
+                "out, or write the converted run again with it."
+            )
         names = importing.convert(
             args.source, args.out, options=_options(args), begin=importing.report_stage
         )
@@ -75,10 +89,11 @@ def _check_import_flags(args: argparse.Namespace) -> None:
         UserError: such a flag is set; names the first.
     """
     flags = ("stages", "tokenizer", "clip", "context", "pixels")
-    for name in flags if args.to == "compact" else (*flags, "licence"):
+    for name in flags if args.to == "compact" else (*flags, "licence", "sampling"):
         if (value := getattr(args, name)) is not None:
+            first = value[0] if isinstance(value, list) else value
             raise UserError(
-                f"--{name}={value} has no effect with --to={args.to}, which writes a run as it is; "
+                f"--{name}={first} has no effect with --to={args.to}, which writes a run as it is; "
                 "leave it out."
             )
 

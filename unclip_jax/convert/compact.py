@@ -7,10 +7,10 @@ The result is a run directory like any other. The models that are installed with
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unclip_jax.convert import run_stages
+from unclip_jax.convert import default_sampling, run_stages
 from unclip_jax.convert.model_card import run_card
 from unclip_jax.convert.run_stages import ExportedStage
 from unclip_jax.core import json_text
@@ -25,28 +25,35 @@ EVALUATION = "evaluation.json"  # written by `evaluate` and quoted in the card
 
 
 def write(
-    run_dir: pathlib.Path, out: pathlib.Path, *, dtype: str = "float32", licence: str = ""
+    run_dir: pathlib.Path,
+    out: pathlib.Path,
+    *,
+    dtype: str = "float32",
+    licence: str = "",
+    sampling: Sequence[str] = (),
 ) -> list[str]:
     """Writes OUT/STAGE/export with `params.safetensors`, and a model card; returns the stages.
 
     Args:
-        run_dir: the run directory; its `evaluation.json`, if any, is copied.
+        run_dir: the run directory; its `evaluation.json`, if any, is copied, unless there is new
+            `sampling`.
         out: a new folder.
         dtype: type of the stored parameters, "float32" or "bfloat16"; networks compute in the type
             of their config.
         licence: terms of the parameters, for manifests without any.
+        sampling: new sampling defaults, see `default_sampling.change`.
 
     Raises:
-        UserError: stages do not fit each other, `evaluation.json` has another form, `out` exists,
-            or the disk is full.
+        UserError: stages do not fit each other, a sampling default is invalid, `evaluation.json`
+            has another form, `out` exists, or the disk is full.
     """
-    stages = run_stages.find(run_dir)
+    stages = default_sampling.change(run_stages.find(run_dir), sampling)
     with run_stages.draft(out) as draft:
         cards = {
             name: _write_stage(stage, draft / name / "export", name, dtype=dtype, licence=licence)
             for name, stage in stages.items()
         }
-        evaluation = _evaluation(run_dir)
+        evaluation = {} if sampling else _evaluation(run_dir)
         if evaluation:
             text = json.dumps(evaluation, indent=1) + "\n"
             (draft / EVALUATION).write_text(text, encoding="utf-8")

@@ -118,8 +118,7 @@ def _scores(evaluation: Mapping[str, Any]) -> list[str]:
         lines.append(f"| {source} | {' | '.join(values)} |")
     protocol = (
         f"Share of images in which the checker sees what the caption names, on {evaluation['num']} "
-        f"captions of the split {evaluation['split']!r}, seed {evaluation['seed']}, before the "
-        "parameters were rounded:"
+        f"captions of the split {evaluation['split']!r}, seed {evaluation['seed']}:"
     )
     return [protocol, "\n".join(lines)]
 

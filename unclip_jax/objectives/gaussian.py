@@ -187,6 +187,7 @@ class SamplingConfig:
         one_of("sampling.threshold", self.threshold, THRESHOLDS)
         in_range("sampling.eta", self.eta, 0.0, 1.0)
         positive("sampling.limit", self.limit)
+        in_range("sampling.percentile", self.percentile, 0.0, 100.0)
         in_range("sampling.guidance_scale", self.guidance_scale, 0.0, 100.0)
         self.solver()
 
