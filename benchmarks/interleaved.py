@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from unclip_jax.core.checks import UserError
@@ -38,8 +38,16 @@ class Duration(NamedTuple):
 class Side:
     """The controlling end of a side: a child process that works on request."""
 
-    def __init__(self, name: str, module: str, task: Any):
+    def __init__(
+        self, name: str, module: str, task: Any, *, environment: Mapping[str, str] | None = None
+    ):
         """Starts `python -m module` with `task` as JSON, and waits until it is ready.
+
+        Args:
+            name: name of the side in results and errors.
+            module: module that calls `serve`.
+            task: argument of its `prepare`, JSON-ready.
+            environment: variables to set in its process, in addition to those of this one.
 
         Raises:
             UserError: the process ended before it was ready.
@@ -50,6 +58,7 @@ class Side:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env={**os.environ, **(environment or {})},
         )
         self.facts: dict[str, Any] = self._ask(task)
 
