@@ -28,13 +28,15 @@ $(VENV)/.unclip_jax: setup.py pyproject.toml unclip_jax/version.py
 
 demo: setup  ## Generate images with the installed models, then watch a small CLIP train; PAGE=1 opens the page at the end.
 	@. launch/env.sh && $(BIN)/python -m unclip_jax.tour --out=runs/demo
+	@. launch/env.sh && $(BIN)/python -m unclip_jax.sample --models=shapes --out=runs/demo/shapes.png \
+		--num=2 'three green stars' 'a large purple heart' 'two orange diamonds on a mint background'
 	@PYTHON=$(BIN)/python launch/cascade tiny --run=runs/demo/tiny --until=clip
 	@echo 'images: runs/demo/*.png; your own: $(BIN)/unclip sample "a person with green hair" --out=mine.png'
 	$(if $(PAGE),@. launch/env.sh && $(BIN)/python -m unclip_jax.demo)
 
 train-demo: setup  ## Train every stage in miniature, judge it, and generate images in runs/SIZE/tour.
 	@PYTHON=$(BIN)/python launch/cascade $(SIZE)
-	@. launch/env.sh && $(BIN)/python -m unclip_jax.evaluate --models=runs/$(SIZE) --data=runs/$(SIZE)/data
+	@. launch/env.sh && $(BIN)/python -m unclip_jax.evaluate --models=runs/$(SIZE) --data=runs/$(SIZE)/data --num=100
 	@. launch/env.sh && $(BIN)/python -m unclip_jax.tour --models=runs/$(SIZE) --out=runs/$(SIZE)/tour
 
 test: setup  ## Run the tests.

@@ -7,7 +7,7 @@ Cost:  shapes: 13 minutes on 2 CPU cores. paper: 800K steps at batch 2,048.
 Expect: shapes: val/loss 0.0067, loss_wrong_z 0.17; colours, counts and relations right, four shapes
     in ten (docs/miniature.md has what was tried).
     shapes_long: about 1 CPU second a step; val/loss 0.0136 after 13,500 steps, six shapes in ten.
-    portraits: about 0.35 CPU seconds a step; docs/portraits.md has what the checker sees.
+    portraits: 0.4 to 0.8 CPU seconds a step; docs/portraits.md has what the checker sees.
     karlo: the miniature as diffusers can draw it (docs/weights.md); not tuned, cost not measured.
 Needs: images, and their embeddings under a trained CLIP (python -m unclip_jax.embed).
 """
@@ -115,13 +115,15 @@ def portraits() -> ConfigDict:
     # Colours of large areas are decided while there is hardly a signal; with a weight of 0.1 there,
     # faces were drawn long before clothes had the right colour.
     config.model.diffusion.weighting.snr_min = 1.0
-    train.steps, train.batch_size, train.eval_every = 2000, 16, 500
+    train.steps, train.batch_size, train.eval_every = 2000, 16, 1000
     return config
 
 
 def portraits_long() -> ConfigDict:
     config = portraits()
     config.size = "portraits_long"
+    # As good as 25 ancestral steps once it is trained (docs/portraits.md).
+    config.model.sampling.steps, config.model.sampling.sampler = "trailing8", "ddim"
     config.train.steps, config.train.eval_every = 24_000, 4000
     return config
 

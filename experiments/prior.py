@@ -87,6 +87,8 @@ def portraits() -> ConfigDict:
 def portraits_long() -> ConfigDict:
     config = portraits()
     config.size = "portraits_long"
+    # As good as 64 ancestral steps, for a fourth of the evaluations (docs/portraits.md).
+    config.model.sampling.steps, config.model.sampling.sampler = "trailing16", "ddim"
     config.train.steps, config.train.batch_size, config.train.eval_every = 4000, 128, 1000
     return config
 

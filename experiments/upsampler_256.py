@@ -79,7 +79,9 @@ def shapes_long() -> ConfigDict:
 
 
 def portraits() -> ConfigDict:
-    return _pixels_32_to_128("portraits")
+    config = _pixels_32_to_128("portraits")
+    config.train.steps, config.train.eval_every = 300, 150
+    return config
 
 
 def portraits_long() -> ConfigDict:
