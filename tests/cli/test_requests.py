@@ -301,6 +301,16 @@ def test_samplers_with_memory_are_previewed_and_watched(engine, sampler):
     assert steps == sorted(steps) and steps[-1] == rows and len(steps) >= 6
 
 
+@pytest.mark.parametrize(
+    ("count", "num", "columns"), [(2, 3, 3), (2, 1, None), (1, 4, None), (2, 9, None)]
+)
+def test_every_caption_has_a_row_of_the_grid(engine, count, num, columns):
+    captions = tuple(cascades.CAPTIONS[:count])
+    result = engine.run(TextRequest(captions=captions, num=num, steps="2", prior_steps="2"))
+    assert result.columns == columns
+    assert result.labels == tuple(caption for caption in captions for _ in range(num))
+
+
 @pytest.mark.parametrize(("steps", "parts"), [(250, 10), (50, 10), (27, 9), (4, 4), (1000, 10)])
 def test_a_watched_chain_is_cut_into_equal_parts(steps, parts):
     assert progress.preview_count(steps) == parts and steps % parts == 0

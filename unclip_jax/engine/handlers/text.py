@@ -31,12 +31,14 @@ from unclip_jax.inference.load import CascadeFiles
 from unclip_jax.inference.text_to_image import SampleOptions
 from unclip_jax.stages.decoder import DecoderStageConfig
 
+MAX_COLUMNS = 8  # of a grid with a row for each caption
+
 
 def run(engine: InferenceEngine, request: TextRequest) -> Result:
     """Generates `num` images per caption."""
     options = sample_options(request, engine.cascade)
     captions = captions_of(request)
-    display: dict[str, Any] = {"labels": captions}
+    display: dict[str, Any] = {"labels": captions, "columns": columns_of(request)}
     unclip = isinstance(engine.cascade.decoder, DecoderStageConfig)
     if request.stepwise and not unclip:
         raise UserError(
@@ -101,6 +103,7 @@ def run_by_stage(files: CascadeFiles, request: TextRequest, *, batch: int, name:
         images=images,
         labels=tuple(captions),
         record=record,
+        columns=columns_of(request),
         animate=request.animate,
         note="; ".join(notes),
     )
@@ -109,6 +112,15 @@ def run_by_stage(files: CascadeFiles, request: TextRequest, *, batch: int, name:
 def captions_of(request: TextRequest) -> list[str]:
     """Returns the caption of every image."""
     return [caption for caption in request.captions for _ in range(request.num)]
+
+
+def columns_of(request: TextRequest) -> int | None:
+    """Returns the columns of a grid with a row for each caption.
+
+    None for one caption, for one image per caption, and for more than `MAX_COLUMNS`.
+    """
+    rows = len(request.captions) > 1 and 1 < request.num <= MAX_COLUMNS
+    return request.num if rows else None
 
 
 def sample_options(request: TextRequest, cascade: Cascade) -> SampleOptions:
