@@ -38,7 +38,7 @@ def test_the_table_has_a_row_for_every_set_of_flags():
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_train_step_is_measured_with_flags(tmp_path, capsys):
     out = tmp_path / "flags.json"
     small = ["--config.model.model.depth=1", "--config.train.batch_size=32"]
