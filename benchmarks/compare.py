@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import baselines, interleaved, markdown_page
+from benchmarks.interleaved import spread_text
 from unclip_jax.cli.experiment_flags import ExperimentParser
 from unclip_jax.core.checks import positive
 from unclip_jax.experiment import loading
@@ -143,7 +144,7 @@ def as_text(result: dict[str, Any]) -> str:
     lines = [
         f"{result['experiment']}:{result['size']} on {ours['device']} ({result['machine']}): "
         f"{count_text(ours['parameters'])} parameters, {ours['examples']} examples per {unit}",
-        f"{_range(seconds)} s per {unit}, {ours['examples_per_second']:.4g} examples/s; "
+        f"{spread_text(seconds)} s per {unit}, {ours['examples_per_second']:.4g} examples/s; "
         f"{ours['flops_per_second'] / 1e9:.4g} GFLOP/s, MFU {100 * ours['mfu']:.3g} % of the "
         f"{ours['peak_flops'] / 1e9:.4g} GFLOP/s that {ours['dtype']} products of matrices reach",
         f"memory: {', '.join(f'{k} {size_text(v)}' for k, v in memory.items())}; the process at "
@@ -154,13 +155,10 @@ def as_text(result: dict[str, Any]) -> str:
         lines.append(
             f"{peer['library']} ({peer['class']}, {peer['memory_format']}, torch {peer['torch']}, "
             f"{count_text(peer['parameters'])} parameters): "
-            f"{_range(peer['seconds'])} s, {_range(over['wall'])} times ours, in time of the CPU "
-            f"{_range(over['cpu'])} times; the process at most {size_text(peer['peak_memory'])}"
+            f"{spread_text(peer['seconds'])} s, {spread_text(over['wall'])} times ours, in time of "
+            f"the CPU {spread_text(over['cpu'])} times; the process at most "
+            f"{size_text(peer['peak_memory'])}"
         )
         if peer["lacks"]:
             lines.append(f"it lacks {peer['lacks']}")
     return "\n".join(lines) + "\n"
-
-
-def _range(values: dict[str, float]) -> str:
-    return f"{values['median']:.3g} [{values['least']:.3g}, {values['greatest']:.3g}]"

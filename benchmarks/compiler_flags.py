@@ -109,7 +109,7 @@ def measure(
         rows[side.name] = {
             "seconds": interleaved.spread([each.wall for each in durations[side.name]]),
             "ratio": interleaved.spread(ratios["wall"]),
-            "compile_seconds": side.facts.get("compile_seconds"),
+            "compile_seconds": side.facts["compile_seconds"],
         }
     return {name: rows[name] for name in [BASELINE, *sets]}
 
@@ -129,15 +129,13 @@ def table(rows: dict[str, dict[str, Any]], unit: str) -> str:
         if "error" in row:
             cells.append([f"`{name}`", "failed", "", ""])
             continue
-        ratio = "" if name == BASELINE else _range(row["ratio"])
+        ratio = "" if name == BASELINE else interleaved.spread_text(row["ratio"])
         flags = name if name == BASELINE else f"`{name}`"
-        cells.append([flags, _range(row["seconds"]), ratio, f"{row['compile_seconds']:.0f}"])
+        cells.append(
+            [flags, interleaved.spread_text(row["seconds"]), ratio, f"{row['compile_seconds']:.0f}"]
+        )
     heads = ["flags", f"s per {unit}", "time without / with", "s to compile"]
     return markdown_page.table(heads, cells)
-
-
-def _range(values: dict[str, float]) -> str:
-    return f"{values['median']:.3g} [{values['least']:.3g}, {values['greatest']:.3g}]"
 
 
 if __name__ == "__main__":

@@ -167,3 +167,8 @@ def ratios(theirs: Sequence[Duration], ours: Sequence[Duration]) -> dict[str, li
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Returns median, smallest and largest value."""
     return {"median": statistics.median(values), "least": min(values), "greatest": max(values)}
+
+
+def spread_text(values: Mapping[str, float]) -> str:
+    """Formats a spread: median [smallest, largest]."""
+    return f"{values['median']:.3g} [{values['least']:.3g}, {values['greatest']:.3g}]"

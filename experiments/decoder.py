@@ -122,7 +122,7 @@ def portraits() -> ConfigDict:
 def portraits_long() -> ConfigDict:
     config = portraits()
     config.size = "portraits_long"
-    # As good as 25 ancestral steps once it is trained (docs/portraits.md).
+    # As good as 25 ancestral steps once it is trained (docs/samplers.md).
     config.model.sampling.steps, config.model.sampling.sampler = "trailing8", "ddim"
     config.train.steps, config.train.eval_every = 24_000, 4000
     return config

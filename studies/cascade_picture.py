@@ -60,7 +60,7 @@ def plot(captions: tuple[str, ...], result: Result, out: pathlib.Path) -> None:
         layout="constrained",
         squeeze=False,
     )
-    for row, caption in zip(range(len(captions)), captions, strict=True):
+    for row, caption in enumerate(captions):
         text, embedding, *images = axes[row]
         text.text(0, 0.5, textwrap.fill(caption, WIDTH), va="center", fontsize=9)
         z_img = result.z_img[row]
